@@ -28,9 +28,10 @@ class Growing:
 
         The writer adds to the arrays and tables that the archive has. ``append`` takes items of the
         dtype of the array; offsets (``indptr``) continue those stored, and may be wider.
-        ``extend_table`` adds rows to a table; ``write_table`` replaces one. After ``commit``, whose
-        attributes replace those of the archive, the archive at the path has the new cells, while
-        open archives keep what they opened. Without a commit the archive is unchanged.
+        ``extend_table`` adds rows to a table; ``write_table`` replaces one, and ``write_element``
+        an element. After ``commit``, whose attributes replace those of the archive, the archive at
+        the path has the new cells, while open archives keep what they opened. Without a commit the
+        archive is unchanged.
 
         Raises
         ------
@@ -58,16 +59,19 @@ class Extender:
 
     path: str
 
-    def restart(self, name: str, dtype: np.dtype[Any]) -> None:
+    def restart(
+        self, name: str, dtype: np.dtype[Any], item_shape: tuple[int, ...] | None = None
+    ) -> None:
         """Write an array of the archive anew: items that are appended are its first.
 
         It comes before items of the array are appended. A matrix that is stored by columns has to
-        be written anew with every cell; the matrix of the archive only grows.
+        be written anew with every cell, and so does a dense matrix of cells by cells; the matrix of
+        the archive only grows.
 
         Parameters
         ----------
-        dtype
-            Dtype of the items, whose shape is that of the array.
+        dtype, item_shape
+            Dtype and shape of the items; None: the shape that they have.
 
         Raises
         ------

@@ -74,8 +74,10 @@ def cast_values(
         lost = values[~np.isfinite(values) | (np.rint(values) != values)] if is_float else []
         if not len(lost):
             # Python integers compare exactly, whatever the dtypes are.
-            limits, extremes = np.iinfo(dtype), (values.min().item(), values.max().item())
-            lost = [extreme for extreme in extremes if not limits.min <= extreme <= limits.max]
+            limits = np.iinfo(np.uint8 if dtype.kind == "b" else dtype)
+            most = 1 if dtype.kind == "b" else limits.max
+            extremes = values.min().item(), values.max().item()
+            lost = [extreme for extreme in extremes if not limits.min <= extreme <= most]
     if len(lost):
         raise CastError(f"{where}: {dtype} cannot hold the value {lost[0]}; {advice}")
     return cast

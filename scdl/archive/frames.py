@@ -107,7 +107,7 @@ def table_of(frame: pd.DataFrame) -> pa.Table:
     names = pa.array(index.astype(str).to_numpy(object), pa.large_string(), mask=absent)
     metadata = {} if frame.index.name is None else {INDEX_NAME: str(frame.index.name)}
     # Table.from_pandas describes columns in JSON, which fails for some that are read lazily.
-    arrays = {name: pa.array(frame[name], from_pandas=True) for name in frame.columns}
+    arrays = {name: _arrow_column(frame[name]) for name in frame.columns}
     table = pa.table(arrays)
     nullable = (pd.arrays.IntegerArray, pd.arrays.BooleanArray, pd.arrays.StringArray)
     # The default string dtype of pandas 3 uses NaN and is not a nullable extension type.
@@ -123,6 +123,17 @@ def table_of(frame: pd.DataFrame) -> pa.Table:
     columns = [names, *(table[field.name].cast(field.type) for field in fields)]
     schema = pa.schema([pa.field(INDEX, names.type), *fields], metadata)
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _arrow_column(column: pd.Series[Any]) -> pa.Array:
+    import pyarrow as pa
+
+    array = pa.array(column, from_pandas=True)
+    if not (pa.types.is_dictionary(array.type) and pa.types.is_null(array.type.value_type)):
+        return array
+    # A list of no categories has no type.
+    categories, ordered = pa.array([], pa.string()), array.type.ordered
+    return pa.DictionaryArray.from_arrays(array.indices, categories, ordered=ordered)
 
 
 def dtype_with_nulls(array: pa.Array) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from storage_backends.base import ArrayStore
+from storage_backends.base import INDEX, ArrayStore
 from storage_backends.compute.arrow import Coder, is_text, numbers, to_numpy
 
 ROWS_AT_ONCE = 1 << 16
@@ -198,6 +198,13 @@ class NoTable(TableSource):
 
     def read(self, start: int, stop: int) -> pa.RecordBatch:
         return pa.RecordBatch.from_arrays([pa.nulls(stop - start)], [""])
+
+
+def row_names(table: TableSource) -> list[Any]:
+    """Names of the rows of a table; none if it has no names."""
+    if INDEX not in table.schema.names:
+        return []
+    return [name for batch in table.batches() for name in batch.column(INDEX).to_pylist()]
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:

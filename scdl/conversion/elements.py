@@ -14,7 +14,8 @@ import numpy as np
 
 from scdl.archive import csr
 from scdl.archive.csr import SparseRows
-from scdl.archive.schema import DATA, INDEX, INDICES, INDPTR, MATRIX
+from scdl.archive.schema import DATA, INDICES, INDPTR, MATRIX
+from scdl.archive.tables import TableInMemory, row_names
 from scdl.conversion.row_order import RowOrder
 from scdl.errors import ArchiveFormatError, MissingFilterError, OutputError, SourceError
 from scdl.sources.anndata_elements import is_accepted
@@ -178,8 +179,8 @@ class _ElementWriter:
     def _names_of(self, axis: str) -> list[str]:
         """Names of the cells or genes along an axis."""
         if axis not in self._names:
-            parts = self._source.obs.batches() if axis == "obs" else (self._source.var(),)
-            self._names[axis] = [name for part in parts for name in part[INDEX].to_pylist()]
+            genes = TableInMemory(self._source.var())
+            self._names[axis] = row_names(self._source.obs if axis == "obs" else genes)
         return self._names[axis]
 
     def _order_of(self, name: str) -> RowOrder:

@@ -12,8 +12,10 @@ from scdl.archive.elements import dense_vectors
 from scdl.archive.frames import table_of
 from scdl.archive.gene_names import order_onto, strings
 from scdl.archive.schema import INDEX, Info, obsm_array, var_table
+from scdl.conversion.grown_matrices import check_truth
+from scdl.conversion.grown_tables import joined_table
 from scdl.errors import GeneError, SourceError
-from scdl.sources.base import Source, genes_of, in_memory, is_matrix, matrix_of
+from scdl.sources.base import Source, genes_of, is_matrix, matrix_of
 from scdl.sources.gene_selection import GeneChoice, SelectedGenes, select_source_genes
 from scdl.sources.matrices import Matrix, check_shape
 from scdl.sources.wrapped import Wrapped
@@ -61,12 +63,18 @@ class Others(NamedTuple):
     ----------
     matrices
         For each element the matrix of every source, with the columns of the element.
+    tables
+        For each table of obsm that of the archive with the rows of all sources.
+    changed
+        Columns of these tables whose values are converted.
     carried, lost
         Names of the tables of genes that the sources share with the archive, and of the columns of
         those tables that differ.
     """
 
     matrices: Mapping[str, Sequence[Matrix]]
+    tables: Mapping[str, Any]
+    changed: Sequence[str]
     carried: Collection[str]
     lost: Sequence[str]
 
@@ -108,12 +116,20 @@ def fitted_others(
         fitting = _onto(others, table_of(store.read_element(table)), store.path, genes)
         found |= {name: [one.fields[name] for one in fitting] for name in own}
         lost += [name for one in fitting for name in one.not_carried(set())]
+    joined, changed = dict[str, Any](), list[str]()
     for name in elements:
-        if not is_matrix(name):
-            found[name] = [
-                _of_width(source, name, store.sparse[name].shape[1]) for source in sources
-            ]
-    return Others(found, [*tables], lost)
+        if is_matrix(name):
+            continue
+        old: Any = store.sparse[name] if name in store.sparse else store.read_element(name)
+        if hasattr(old, "columns"):
+            joined[name], changes, left_out = joined_table(name, old, sources, store.path)
+            changed += changes
+            lost += left_out
+            continue
+        if name not in store.sparse:
+            check_truth(f"{store.path}: {name}", old)
+        found[name] = [_of_width(source, name, old.shape[1]) for source in sources]
+    return Others(found, joined, changed, [*tables], lost)
 
 
 class _OfOtherGenes(Wrapped):
@@ -141,7 +157,7 @@ class _OfOtherGenes(Wrapped):
 
 
 def _matrix(source: Source, name: str) -> Matrix:
-    return matrix_of(f"{source.path}: {name}", in_memory(name, source.element_of_rest(name)))
+    return matrix_of(f"{source.path}: {name}", source.element_of_rest(name))
 
 
 def _of_width(source: Source, name: str, n: int) -> Matrix:

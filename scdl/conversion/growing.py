@@ -8,24 +8,21 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from scdl.archive.casting import Caster
 from scdl.archive.elements import dense_vectors, elements_of, graph_keys
 from scdl.archive.fields import fields_of
 from scdl.archive.schema import (
     DATA,
-    MATRIX,
     OBS,
     Info,
     field_element,
-    graph_array,
     obsm_array,
     unique_names,
 )
 from scdl.archive.tables import NoTable, StoredTable, TableSource
 from scdl.conversion.convert import convert
 from scdl.conversion.fitting import Others, fitted, fitted_others
+from scdl.conversion.grown_graphs import GrownGraphs
 from scdl.conversion.grown_matrices import GrownMatrices, growing_elements
 from scdl.conversion.opening import open_sources
 from scdl.conversion.options import (
@@ -38,10 +35,9 @@ from scdl.conversion.options import (
 )
 from scdl.conversion.origins import origins_of
 from scdl.conversion.reporting import ConversionReport, report_of
-from scdl.conversion.source_rows import MatrixWriter, graph_rows
 from scdl.conversion.tables import United
 from scdl.conversion.writing import write_archive
-from scdl.errors import NeighborError, OptionError, SourceError
+from scdl.errors import OptionError, SourceError
 from scdl.progress import progress_bar
 from scdl.sources.base import Source, is_matrix, sum_tallies
 from scdl.sources.formats import sources_of
@@ -124,7 +120,8 @@ class Growth:
     ) -> None:
         self._store, self._settings, self._genes = store, settings, genes
         self._info = Info.of(store)
-        self._graphs, self._vectors = graph_keys(store), dense_vectors(store)
+        self._vectors = dense_vectors(store)
+        self._graphs = [name for name in elements_of(store) if name.startswith("obsp/")]
         self._fields = fields_of(store, self._info)
         matrices, self._others = growing_elements(store, self._info)
         names = unique_names(name.removeprefix(field_element("")) for name in matrices)
@@ -171,16 +168,21 @@ class Growth:
     @property
     def _carried(self) -> set[str]:
         """Names of the elements that get further cells."""
-        graphs = {f"obsp/{key}" for key in self._graphs}
-        vectors = {*map(obsm_array, self._vectors)}
-        return graphs | vectors | {*self._matrices.values(), *self._others}
+        vectors = map(obsm_array, self._vectors)
+        return {*self._graphs, *vectors, *self._matrices.values(), *self._others}
+
+    @property
+    def _by_rows(self) -> list[str]:
+        """Keys of the graphs that are stored by rows."""
+        return graph_keys(self._store)
 
     def _check_elements(self, *, by_rewriting: bool) -> None:
         """Raise SourceError if the archive has elements that cannot get further cells."""
         kept = self._carried
         if by_rewriting:
-            # Other matrices would become fields, which are stored by rows.
-            kept -= {*self._matrices.values(), *self._others} - {*map(field_element, self._fields)}
+            # Other matrices and graphs would be stored by rows.
+            kept -= {*self._matrices.values(), *self._others, *self._graphs}
+            kept |= {*map(field_element, self._fields), *map("obsp/{}".format, self._by_rows)}
         refused = [
             name
             for name in elements_of(self._store)
@@ -203,8 +205,9 @@ class Growth:
             for source in sources:
                 for piece in pieces(source.vectors(key), self._bounds.values):
                     writer.append(obsm_array(key), piece.astype(spec.dtype, copy=False))
-        for key in self._graphs:
-            self._write_graph(writer, key, sources)
+        graphs = GrownGraphs(self._store, writer, sources, self._bounds, self._info.n_obs)
+        for name in self._graphs:
+            graphs.add(name)
         tally = sum_tallies([source.tally for source in sources])
         matrices = [source.matrix for source in sources]
         grown = GrownMatrices(self._store, writer, self._bounds, meter, self._tolerance)
@@ -213,6 +216,8 @@ class Growth:
             grown.add(element, [source.fields[name] for source in sources])
         for element, several in others.matrices.items():
             grown.add(element, several)
+        for element, table in others.tables.items():
+            writer.write_element(element, table)
         # Figures of quality are known when the matrix was read.
         changes = self._write_obs(writer, [source.cells for source in sources])
         info = self._grown(sources)
@@ -229,7 +234,7 @@ class Growth:
             "tally": clean.tally,
             "not_carried": tuple(lost),
             "unmatched": tuple(line for source in sources for line in source.unmatched),
-            "changed_columns": changes,
+            "changed_columns": (*changes, *others.changed),
             "cells_left_out": sum(source.left_out[0] for source in sources),
             "genes_left_out": tuple(source.left_out[1] for source in sources),
             "matrices": [source.matrix_name for source in sources],
@@ -259,23 +264,6 @@ class Growth:
             writer.write_table(OBS, united.reader())
         return changes
 
-    def _write_graph(self, writer: ArrayWriter, key: str, sources: Sequence[Source]) -> None:
-        """Add the rows of a graph; those of sources without it are empty."""
-        prefix = graph_array(key, "")
-        data, indices, indptr = (self._store.spec(prefix + part) for part in MATRIX)
-        n_obs = self._info.n_obs + sum(source.n_obs for source in sources)
-        if n_obs - 1 > np.iinfo(indices.dtype).max:
-            raise NeighborError(
-                f"{writer.path}: obsp/{key} stores neighbours as {indices.dtype}, which cannot "
-                f"count {n_obs:,} cells"
-            )
-        graphs = [source.graph(key) for source in sources]
-        caster, dtypes = Caster.keeping(data.dtype, np.inf), (data.dtype, indices.dtype)
-        with MatrixWriter(writer, dtypes, self._bounds, prefix, data.length) as out:
-            for rows in graph_rows(sources, graphs, caster, self._bounds, self._info.n_obs):
-                out.write(rows._replace(indices=rows.indices.astype(indices.dtype)))
-            out.finish(indptr.dtype)
-
     def _rewrite(self, opening: Sequence[Any], meter: Meter) -> ConversionReport:
         """Write the archive anew, with the new cells."""
         self._check_elements(by_rewriting=True)
@@ -289,9 +277,9 @@ class Growth:
             return [*own, *fitted(added, store, self._info, self._genes)]
 
         options: Any = {**bounds, **store.options, "obsm": self._vectors}
-        keys = self._graphs or None
         settings = replace(
-            self._settings, backend=backend.name, neighbor_key=keys, caster=self._caster,
+            self._settings, backend=backend.name, neighbor_key=self._by_rows or None,
+            caster=self._caster,
             options=options, origins=None,
         )  # fmt: skip
         report = write_archive(both, store.path, settings, meter, instead_of=store)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scdl.archive.casting import Caster
-from scdl.archive.csr import groups, spans
+from scdl.archive.csr import SparseRows, groups, spans
 from scdl.archive.elements import Kind, elements_of
 from scdl.archive.fields import fields_of
 from scdl.archive.schema import DATA, INDICES, INDPTR, MATRIX, Info, field_element
 from scdl.conversion.options import Meter
 from scdl.conversion.source_rows import CleanRows, MatrixWriter
+from scdl.errors import SourceError
 from scdl.sources.base import Tally, genes_of, is_matrix
 from scdl.sources.matrices import Bounds, Matrix
 from scdl.sources.transposed import ByEntry, Entries
@@ -28,25 +30,31 @@ def growing_elements(store: ArrayStore, info: Info) -> tuple[list[str], list[str
     -------
     own
         Further matrices of the genes of the archive: fields, and those of an AnnData that are
-        dense, or stored by columns.
+        dense, stored by columns, or hold truth values.
     others
-        Elements with other columns: matrices beside raw or raw beside another matrix, and sparse
-        matrices in obsm.
+        Elements with other columns: matrices beside raw or raw beside another matrix, and what is
+        in obsm besides dense vectors.
     """
     elements, genes = elements_of(store), genes_of(info.element)
     own, others = [field_element(name) for name in fields_of(store, info)], []
     for name, element in elements.items():
-        if name in own or element.kind is Kind.OTHER:
+        if name in own:
             continue
         if not is_matrix(name):
-            others += [name] if element.kind is Kind.SPARSE and name.startswith("obsm/") else []
+            is_dense = element.kind is Kind.DENSE
+            others += [name] if name.startswith("obsm/") and not is_dense else []
         elif genes_of(name) != genes:
             others += [name] if genes_of(name) in elements else []
-        else:
-            is_dense = element.kind is Kind.DENSE
-            shape = store.spec(name).item_shape if is_dense else store.sparse[name].shape[1:]
-            own += [name] if shape == (info.max_n_vars,) else []
+        elif _n_columns(store, name, element.kind) in (None, info.max_n_vars):
+            own.append(name)
     return own, others
+
+
+def _n_columns(store: ArrayStore, name: str, kind: Kind) -> int | None:
+    """Number of columns of a matrix; None if it is known once it is read."""
+    if kind is Kind.OTHER:
+        return None
+    return (store.sparse[name].shape[1:] if kind is Kind.SPARSE else store.spec(name).item_shape)[0]
 
 
 class GrownMatrices(NamedTuple):
@@ -70,6 +78,9 @@ class GrownMatrices(NamedTuple):
 
     def add(self, name: str, matrices: Sequence[Matrix]) -> None:
         """Add the rows of some matrices to an element, and warn of rounded values."""
+        if name in self.store.elements:
+            self._add_truth(name, matrices)
+            return
         sparse = self.store.sparse.get(name)
         dtype = self.store.spec(name if sparse is None else f"{name}/{DATA}").dtype
         caster = Caster.keeping(dtype, self.tolerance)
@@ -102,18 +113,22 @@ class GrownMatrices(NamedTuple):
         return clean, out.n_values - before
 
     def _add_dense(self, name: str, matrices: Sequence[Matrix], caster: Caster) -> None:
-        spec = self.store.spec(name)
-        at_once = max(1, self.bounds.values // max(spec.item_shape[0], 1))
+        (n_columns,) = self.store.spec(name).item_shape
+        for rows in self._rows(matrices, caster):
+            for dense in dense_pieces(rows, n_columns, self.bounds):
+                self.writer.append(name, dense)
+
+    def _add_truth(self, name: str, matrices: Sequence[Matrix]) -> None:
+        """Write a matrix of truth values, which backends store as one object, anew."""
+        old = self.store.read_element(name)
+        check_truth(f"{self.store.path}: {name}", old)
+        rows = self._rows(matrices, Caster.keeping(old.dtype))
+        self.writer.write_element(name, with_rows(old, rows, old.shape[1]))
+
+    def _rows(self, matrices: Sequence[Matrix], caster: Caster) -> Iterator[SparseRows]:
         clean = CleanRows(np.dtype(np.int64), caster, Tally())
         for matrix in matrices:
-            for rows in clean.of(matrix, None, self.bounds, self.meter):
-                for start, stop in spans(len(rows.indptr) - 1, at_once):
-                    part = slice(rows.indptr[start], rows.indptr[stop])
-                    lengths = np.diff(rows.indptr[start : stop + 1])
-                    dense = np.zeros((stop - start, *spec.item_shape), spec.dtype)
-                    at = np.repeat(np.arange(stop - start), lengths)
-                    dense[at, rows.indices[part]] = rows.data[part]
-                    self.writer.append(name, dense)
+            yield from clean.of(matrix, None, self.bounds, self.meter)
 
     def _add_columns(self, prefix: str, matrices: Sequence[Matrix], caster: Caster) -> None:
         """Write a matrix that is stored by columns anew: each gets its new values at the end."""
@@ -167,6 +182,42 @@ class _Columns(ByEntry):
                 first += n
                 # Matrices are read twice.
                 self._meter.update(n_values * with_values)
+
+
+def dense_pieces(rows: SparseRows, n_columns: int, bounds: Bounds) -> Iterator[NDArray[Any]]:
+    """Rows without repeated entries as dense ones, of which few are in memory."""
+    for start, stop in spans(len(rows.indptr) - 1, max(1, bounds.values // max(n_columns, 1))):
+        part = slice(rows.indptr[start], rows.indptr[stop])
+        at = np.repeat(np.arange(stop - start), np.diff(rows.indptr[start : stop + 1]))
+        dense = np.zeros((stop - start, n_columns), rows.data.dtype)
+        dense[at, rows.indices[part]] = rows.data[part]
+        yield dense
+
+
+def check_truth(where: str, found: Any) -> None:
+    """Raise SourceError for an object that cannot get rows, as it has no truth values."""
+    dtype = getattr(found, "dtype", type(found).__name__)
+    if str(dtype) != "bool" or found.ndim != 2:
+        raise SourceError(
+            f"{where}: cells cannot be added to it: expected numbers, truth values or a table, "
+            f"found {dtype}; convert the archive and the new cells to another archive without it: "
+            "scdl.convert([archive, source], path)"
+        )
+
+
+def with_rows(old: Any, blocks: Iterable[SparseRows], n_columns: int) -> Any:
+    """A matrix in memory with further rows, in its own form; new columns are empty."""
+    import scipy.sparse as sp
+
+    before: Any = sp.csr_matrix(old)
+    before.resize(before.shape[0], n_columns)
+    # The memory of blocks is used again.
+    parts = [before]
+    for block in blocks:
+        shape = len(block.indptr) - 1, n_columns
+        parts.append(sp.csr_matrix((block.data, block.indices, block.indptr), shape, copy=True))
+    whole = sp.vstack(parts, "csr")
+    return whole.toarray() if isinstance(old, np.ndarray) else type(old)(whole)
 
 
 def _index_type(stored: np.dtype[Any], n: int) -> np.dtype[Any]:

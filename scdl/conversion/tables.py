@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scdl.archive.schema import INDEX, NULLABLE
+from scdl.archive.schema import INDEX, NULLABLE, OBS
 from scdl.archive.tables import ROWS_AT_ONCE, Encoded, TableSource, code_type, encode
 from scdl.errors import CastError, ScdlWarning
 from storage_backends.anndata_format.names import is_nullable
@@ -128,16 +128,17 @@ class United:
                 nbytes += bytes_of(self._convert(source.read(0, n))) * source.num_rows // n
         return nbytes
 
-    def warn(self, where: str) -> tuple[str, ...]:
+    def warn(self, where: str, table: str = OBS) -> tuple[str, ...]:
         """Warn about converted columns, and return them; the message starts with `where`."""
         if self.changes:
             warnings.warn(
-                f"{where}: columns of obs with different types were converted to a common type: "
-                f"{'; '.join(self.changes)}; use one type in all sources if this is not intended",
+                f"{where}: columns of {table} with different types were converted to a common "
+                f"type: {'; '.join(self.changes)}; use one type in all sources if this is not "
+                "intended",
                 ScdlWarning,
                 stacklevel=3,
             )
-        return tuple(f"obs/{change}" for change in self.changes)
+        return tuple(f"{table}/{change}" for change in self.changes)
 
 
 def bytes_of(batch: pa.RecordBatch) -> int:

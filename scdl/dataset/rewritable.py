@@ -211,7 +211,7 @@ class RewritableArchive(OpenedArchive):
         ------
         SourceNotFoundError, SourceError
             A source cannot be read; it lacks dense vectors or fields of the archive; or the archive
-            has elements that cannot get further cells, such as layers by columns.
+            has elements that cannot get further cells, such as text in obsm.
         GeneError
             The genes differ, or cannot be mapped.
         CastError

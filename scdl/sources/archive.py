@@ -26,7 +26,7 @@ from scdl.archive.schema import (
 )
 from scdl.archive.tables import NoTable, StoredTable
 from scdl.errors import ArchiveFormatError, SourceError
-from scdl.sources.base import Source, SparseParts, genes_of, in_memory, is_matrix, matrix_of
+from scdl.sources.base import Source, SparseParts, genes_of, is_matrix, matrix_of
 from scdl.sources.hdf5 import RangeReader
 from scdl.sources.matrices import CsrPart, Matrix, Reader, Values, check_shape, reader_part
 from storage_backends import registry
@@ -177,13 +177,8 @@ class ArchiveSource(Source):
         return StoredRows(self._store, prefix, self._rows, self.n_vars)
 
     def _element(self, name: str, shape: tuple[int, int]) -> Matrix:
-        where = f"{self.path}: {name}"
-        value: Any = self._elements[name]
-        if getattr(value, "dtype", None) == np.dtype(bool):
-            # Archives do not store booleans.
-            value = value.astype(np.uint8)
-        matrix = matrix_of(where, in_memory(name, value))
-        check_shape(where, matrix.shape, shape)
+        matrix = matrix_of(f"{self.path}: {name}", self._elements[name])
+        check_shape(matrix.where, matrix.shape, shape)
         return matrix
 
     @cached_property

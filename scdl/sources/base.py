@@ -221,8 +221,10 @@ def _names(source: Source) -> list[str | None]:
 
 def in_memory(name: str, element: Any) -> SparseParts | Reader | Any:
     """Wrap an in-memory matrix in readers if archives store it as arrays."""
-    if not (is_matrix(name) or name.startswith(("obsm/", "obsp/"))):
-        return element
+    return _readers(element) if is_matrix(name) or name.startswith(("obsm/", "obsp/")) else element
+
+
+def _readers(element: Any) -> SparseParts | Reader | Any:
     if getattr(getattr(element, "dtype", None), "newbyteorder", str)("=") not in DTYPES:
         return element
     if getattr(element, "format", None) in BY_FORMAT:
@@ -233,6 +235,10 @@ def in_memory(name: str, element: Any) -> SparseParts | Reader | Any:
 
 def matrix_of(where: str, element: Any) -> Matrix:
     """An element of two dimensions as a matrix; raise SourceError if it is none of numbers."""
+    if getattr(element, "dtype", None) == np.dtype(bool) and not isinstance(element, Matrix):
+        # Archives do not store arrays of truth values.
+        element = element.astype(np.uint8)
+    element = _readers(element)
     if isinstance(element, SparseParts):
         return BY_FORMAT[element.sparse.format](where, element.parts, element.sparse.shape)
     if isinstance(element, Reader) and len(element.item_shape) == 1:
@@ -277,17 +283,10 @@ def genes_of(matrix: str) -> str:
 
 #: Axes of the leading dimensions of elements of an AnnData, by their mapping or name.
 _AXES = {
-    "X": ("obs", "var"),
-    "raw/X": ("obs", "raw/var"),
-    "layers": ("obs", "var"),
-    "obsm": ("obs",),
-    "varm": ("var",),
-    "raw/varm": ("raw/var",),
-    "obsp": ("obs", "obs"),
-    "varp": ("var", "var"),
-    "var": ("var",),
-    "raw/var": ("raw/var",),
-}
+    "X": ("obs", "var"), "raw/X": ("obs", "raw/var"), "layers": ("obs", "var"),
+    "obsm": ("obs",), "varm": ("var",), "raw/varm": ("raw/var",),
+    "obsp": ("obs", "obs"), "varp": ("var", "var"), "var": ("var",), "raw/var": ("raw/var",),
+}  # fmt: skip
 
 
 def axes_of(name: str) -> tuple[str, ...] | None:

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scdl.archive.schema import DATA, INDEX, OBS
-from scdl.archive.tables import TableInMemory, TableSource
+from scdl.archive.schema import DATA, OBS
+from scdl.archive.tables import TableInMemory, TableSource, row_names
 from scdl.errors import SourceError
 from scdl.sources.base import Source, SparseParts, axes_of, in_memory, matrix_of
 from scdl.sources.chosen_tables import Renamed, Trimmed, kept_columns, taken
@@ -189,8 +189,8 @@ class Chosen(Wrapped):
         if axes != (OBS,):
             return frame
         # Other names than those of the cells are an error when the table is written.
-        is_named = list(frame.index) == _names(self._cells)
-        return frame.set_axis(_names(self.obs), axis=0) if is_named else frame
+        is_named = list(frame.index) == row_names(self._cells)
+        return frame.set_axis(row_names(self.obs), axis=0) if is_named else frame
 
     def _uns(self, name: str, element: Any) -> Any:
         """An entry of uns, or all of it, as archives have it."""
@@ -237,13 +237,6 @@ class Chosen(Wrapped):
 def _used(table: TableSource) -> Mapping[str, NDArray[np.bool_]]:
     """Which categories occur in the columns of a table, if they are known."""
     return table.used if isinstance(table, Trimmed) else {}
-
-
-def _names(table: TableSource) -> list[Any]:
-    """Names of cells."""
-    if INDEX not in table.schema.names:
-        return []
-    return [name for batch in table.batches() for name in batch.column(INDEX).to_pylist()]
 
 
 def _dropped(table: str, schema: pa.Schema, kept: Mapping[str, str]) -> list[str]:

@@ -44,6 +44,9 @@ _GROUPS = {
 _OF_FILE = ("LOOM_SPEC_VERSION", "CreationDate", "last_modified")
 #: Chunks of the same cells are read together if they take no more bytes than this.
 _LARGEST_BAND = 64 << 20
+#: Bytes of the index of chunks that HDF5 keeps, as HDF5 counts them; they take eight times as much.
+#: The nodes that consecutive bands of cells share take less.
+_INDEX_BYTES = 1 << 19
 
 
 def is_loom(path: str) -> bool:
@@ -79,6 +82,10 @@ def open_sources(
         There is no such attribute.
     """
     file = stack.enter_context(open_file(path))
+    limits = file.id.get_mdc_config()
+    limits.set_initial_size, limits.initial_size = True, _INDEX_BYTES
+    limits.min_size = limits.max_size = _INDEX_BYTES
+    file.id.set_mdc_config(limits)
     with readable(path):
         return [LoomFile(path, file, matrix, obs_names, var_names)]
 

@@ -154,13 +154,16 @@ class GrowingWriter(DirectoryWriter):
         if "obs" in contents.tables:
             self.table_rows["obs"] = blocks[-1]["stop"]
 
-    def _restarted(self, name: str, dtype: np.dtype[Any]) -> None:
-        """Take an array as empty, with another dtype; OutputError if that is impossible."""
+    def _restarted(
+        self, name: str, dtype: np.dtype[Any], item_shape: tuple[int, ...] | None
+    ) -> None:
+        """Take an array as empty, with other items; OutputError if that is impossible."""
         if name not in self._store.arrays or name in _MATRIX:
             raise OutputError(f"{self.path}: there is no array {name} to write anew")
         if name in self._arrays or name in self._anew:
             raise OutputError(f"{self.path}: {name} has got items, so that it is not written anew")
-        self.specs[name] = ArraySpec(dtype.newbyteorder("<"), 0, self.specs[name].item_shape)
+        shape = self.specs[name].item_shape if item_shape is None else item_shape
+        self.specs[name] = ArraySpec(dtype.newbyteorder("<"), 0, shape)
         self._anew.add(name)
 
     def _widen_offsets(self, name: str, dtype: np.dtype[Any]) -> None:
@@ -212,11 +215,13 @@ class GrowingWriter(DirectoryWriter):
             sparse = self._store.sparse.get(holder)
             is_part = sparse is not None or not holder or holder.startswith("graphs/")
             is_part &= part in _MATRIX
-            if sparse is not None and sparse.format == "csc":
+            if sparse is not None and sparse.format == "csc" and not holder.startswith("obsp/"):
                 is_whole = name in self._anew
             else:
                 is_offsets = is_part and part == "indptr"
                 is_whole = (is_part and not is_offsets) or spec.length == n_obs + is_offsets
+                if holder == "obsp":
+                    is_whole &= spec.item_shape == (n_obs,)
             if not is_whole:
                 raise OutputError(
                     f"{self.path}: cannot commit: {name} has {spec.length} items for {n_obs} cells"

@@ -63,8 +63,10 @@ class MemmapGrower(GrowingWriter, MemmapWriter):
                 self._open_array(name, values.dtype)
         super().append(name, values)
 
-    def restart(self, name: str, dtype: np.dtype[Any]) -> None:
-        self._restarted(name, dtype)
+    def restart(
+        self, name: str, dtype: np.dtype[Any], item_shape: tuple[int, ...] | None = None
+    ) -> None:
+        self._restarted(name, dtype, item_shape)
         with refused_write(self.path):
             self._arrays[name] = self.recorder.create(self._files[name])
 

@@ -161,9 +161,9 @@ class GrowingTests(BackendHarness):
     def test_array_that_is_written_anew(self, path: str) -> None:
         contents, name = cells(), "obsm/float16x3"
         self.write(path, part_of(contents, None, 40)).close()
-        rest, vectors = part_of(contents, 40, 60), random_numbers("float64", (60, 3))
+        rest, vectors = part_of(contents, 40, 60), random_numbers("float64", (60, 5))
         with self.open(path) as store, self.begin(store) as writer:
-            writer.restart(name, vectors.dtype)
+            writer.restart(name, vectors.dtype, (5,))
             add(writer, Contents({**rest.arrays, name: vectors}, rest.tables, rest.attrs))
             for wrong in (name, "obsm/float32", "data", "obsm/none"):
                 with pytest.raises(errors.OutputError, match=wrong):
@@ -172,6 +172,27 @@ class GrowingTests(BackendHarness):
             writer.commit(rest.attrs)
         arrays = {**contents.arrays, name: vectors}
         assert_holds(self.open(path), Contents(arrays, contents.tables, contents.attrs))
+        self.assert_sound(path)
+
+    @pytest.mark.parametrize("commits", [True, False])
+    def test_element_that_is_written_anew(self, path: str, *, commits: bool) -> None:
+        if not self.backend.writer.keeps_elements:
+            pytest.skip("archives of this backend have no other elements")
+        contents = cells()
+        before, rest = part_of(contents, None, 40), part_of(contents, 40, 60)
+        with self.writing(path, before) as writer:
+            writer.write_element("obsm/truth", np.ones((40, 2), bool))
+        with self.open(path) as store:
+            with self.begin(store) as writer:
+                add(writer, rest)
+                with pytest.raises(errors.OutputError, match="obsm/other"):
+                    writer.write_element("obsm/other", np.ones((60, 2), bool))
+                writer.write_element("obsm/truth", np.zeros((60, 3), bool))
+                if commits:
+                    writer.commit(rest.attrs)
+            assert store.read_element("obsm/truth").tolist() == [[True] * 2] * 40
+        expected = [[False] * 3] * 60 if commits else [[True] * 2] * 40
+        assert self.open(path).read_element("obsm/truth").tolist() == expected
         self.assert_sound(path)
 
     @pytest.mark.parametrize("commits", [True, False])

@@ -64,11 +64,18 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
             self._append_local(prefix, values)
         super().append(name, values)
 
-    def restart(self, name: str, dtype: np.dtype[Any]) -> None:
-        self._restarted(name, dtype)
+    def restart(
+        self, name: str, dtype: np.dtype[Any], item_shape: tuple[int, ...] | None = None
+    ) -> None:
+        self._restarted(name, dtype, item_shape)
         self._unsigned.discard(name)
         self.recorder.remove(os.path.join(self.directory, self._group.paths[name], "c"))
         self.append(name, np.empty((0, *self.specs[name].item_shape), dtype))
+
+    def write_element(self, name: str, value: Any) -> None:
+        if name not in self._store.elements:
+            raise OutputError(f"{self.path}: the archive has no element {name} to write anew")
+        super().write_element(name, value)
 
     def _is_reordered(self, prefix: str) -> bool:
         """Whether the genes of a matrix are stored in another order, as those of the archive."""
@@ -111,6 +118,8 @@ class ZarrGrower(GrowingWriter, ZarrWriter):
                 self.recorder.unlink(f"{builder.path}/zarr.json")
                 builder.write_metadata(self._root)
             self._resize_matrices(n_obs)
+            self._follows = self._group.follows
+            self._write_elements(self._group.matrix, self._order)
             if "obs" not in self.table_rows:
                 self._extend("obs", numbered(n_obs, self._store.spec("indptr").length - 1))
             self._update_root(attrs)

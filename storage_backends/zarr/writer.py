@@ -151,8 +151,7 @@ class ZarrWriter(DirectoryWriter):
             self._place_arrays(attrs, n_obs)
             var_path = "raw/var" if _element(attrs) == "raw/X" else "var"
             self._genes.write(self._root, var_path, attrs["blocks"], order)
-            for name, value in self._elements.items():
-                elements.write(self._root, layout.element_path(name), value)
+            self._write_elements(_element(attrs), order)
             if order is not None and self._follows:
                 write_order(self._root, "var", order)
             self._write_root(attrs, n_obs, reordered=order is not None)
@@ -187,10 +186,6 @@ class ZarrWriter(DirectoryWriter):
         self._arrays |= compression.run()
         if order is not None:
             self._follows = element == "raw/X" and bool(followers)
-            aligned = gene_order.aligned(element, follows=self._follows)
-            for name, value in self._elements.items():
-                if name.startswith(aligned):
-                    self._elements[name] = gene_order.permute(name, value, order)
         return order
 
     def _followers(self, attrs: Mapping[str, Any], prefixes: list[str]) -> list[str] | None:
@@ -225,6 +220,17 @@ class ZarrWriter(DirectoryWriter):
         for name, matrix in (sparse | self._sparse).items():
             group = self._root.require_group(layout.element_path(name))
             group.attrs.update(encoding(f"{matrix.format}_matrix", shape=list(matrix.shape)))
+
+    def _write_elements(self, element: str, order: NDArray[np.int64] | None) -> None:
+        """Write elements, in place of those of a store that grows, with genes in their order."""
+        aligned = gene_order.aligned(element, follows=self._follows)
+        for name, value in self._elements.items():
+            path = layout.element_path(name)
+            if path in self._root:
+                del self._root[path]
+            if order is not None and name.startswith(aligned):
+                value = gene_order.permute(name, value, order)
+            elements.write(self._root, path, value)
 
     def _write_root(self, attrs: Mapping[str, Any], n_obs: int, *, reordered: bool) -> None:
         has_obs, is_anndata = "obs" in self.table_rows, self._genes.are_shared(attrs["blocks"])

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -560,21 +561,234 @@ def test_fields_of_other_layers_and_of_none(tmp_path):
     assert len(data) == 9
 
 
+FORMS = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": _dense}
+
+
+def with_objects(n, seed=0):
+    """Graphs in every form, truth values in each mapping, and tables with different columns."""
+    adata, rng = with_elements(n, seed), np.random.default_rng(seed + 1)
+    graph, truth = adata.obsp["knn"], sp.csr_matrix(rng.random((n, 12)) < 0.3)
+    for form, make in FORMS.items():
+        adata.obsp[form] = make(graph)
+        adata.obsp[f"{form} truth"] = make(graph > 0.5)
+        adata.layers[f"{form} truth"] = make(truth)
+        adata.obsm[f"{form} truth"] = make(truth[:, :5])
+    columns = {
+        "number": rng.normal(size=n),
+        "count": rng.integers(0, 9, n),
+        "text": [f"text {i}" for i in range(n)],
+        "category": pd.Categorical(rng.choice(["a", f"b{seed}"], n), ["a", f"b{seed}"]),
+        f"of {seed}": np.arange(n),
+    }
+    adata.obsm["table"] = pd.DataFrame(columns, index=adata.obs_names)
+    return adata
+
+
+def joined_objects(parts):
+    """The elements of parts of `with_objects` as one AnnData has them, by name."""
+    found = {}
+    for mapping in ("layers", "obsm", "obsp"):
+        for key, first in getattr(parts[0], mapping).items():
+            if key is None or isinstance(first, pd.DataFrame):
+                continue
+            each = [_dense(getattr(part, mapping)[key]) for part in parts]
+            join = np.concatenate
+            if mapping == "obsp":
+
+                def join(blocks):
+                    return sp.block_diag(blocks).toarray().astype(blocks[0].dtype)
+
+            form = first.format if sp.issparse(first) else "dense"
+            found[f"{mapping}/{key}"] = FORMS[form](join(each))
+    return found
+
+
+def joined_table(parts):
+    tables = [part.obsm["table"] for part in parts]
+    table = pd.concat([one.drop(columns="category") for one in tables])
+    table["category"] = pd.api.types.union_categoricals([one["category"] for one in tables])
+    return table
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+@pytest.mark.parametrize("chunks", ["small", "default"])
+@pytest.mark.parametrize("kind", ["fast", "archive"])
+@pytest.mark.sampled
+@settings(max_examples=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(0, 25), min_size=2, max_size=3),
+    block_values=st.sampled_from([1, 7, 50, 1 << 20]),
+    from_file=st.booleans(),
+)
+def test_graphs_truth_values_and_tables(
+    tmp_path_factory, request, kind, chunks, sizes, block_values, from_file
+):
+    """Growing equals converting the concatenation."""
+    if chunks == "small":
+        request.getfixturevalue("small_chunks")
+    place, parts = (
+        tmp_path_factory.mktemp("forms"),
+        [with_objects(n, i) for i, n in enumerate(sizes)],
+    )
+    scdl.convert(parts[0], place / "grown.zarr", **KINDS[kind])
+    data, reader = scdl.open(place / "grown.zarr"), scdl.open(place / "grown.zarr")
+    for part in parts[1:]:
+        # Genes in another order; the copy has no unused categories.
+        source = part[:, ::-1].copy()
+        part.obsm["table"] = source.obsm["table"]
+        if from_file:
+            source.write_h5ad(place / "part.h5ad")
+            source = place / "part.h5ad"
+        report = data.append(source, block_values=block_values)
+        assert (report.n_obs, report.not_carried) == (part.n_obs, ())
+    expected, table = joined_objects(parts), joined_table(parts)
+    whole = ad.AnnData(np.concatenate([part.X.toarray() for part in parts]), data.read_obs())
+    whole.X, whole.var = sp.csr_matrix(whole.X), parts[0].var
+    for name, value in expected.items():
+        mapping, _, key = name.partition("/")
+        getattr(whole, mapping)[key] = value
+    grown = ad.read_zarr(place / "grown.zarr")
+    found = grown.obsm["table"]
+    assert list(found.index) == list(table.index) == list(grown.obs_names)
+    assert {*found} == {*table}
+    for name in table:
+        pd.testing.assert_series_equal(
+            found[name], table[name], check_names=False, check_dtype="of" not in name
+        )
+    whole.obsm["table"] = found
+    scdl.convert(whole, place / "whole.zarr", **KINDS[kind])
+    converted = ad.read_zarr(place / "whole.zarr")
+    for name in expected:
+        a, b = (whole_element(one, name) for one in (grown, converted))
+        assert (type(a), a.dtype, a.shape) == (type(b), b.dtype, b.shape), name
+        np.testing.assert_array_equal(_dense(a), _dense(b), name)
+    pd.testing.assert_frame_equal(found, converted.obsm["table"])
+    assert data.verify(deep=True).verdict == reader.verify(deep=True).verdict == 0
+    pd.testing.assert_frame_equal(reader.to_anndata().obsm["table"], parts[0].obsm["table"])
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+def test_truth_values_beside_other_matrices(tmp_path):
+    """X of truth values beside raw, or beside a layer that is the matrix."""
+
+    def part(n, seed, *, raw):
+        adata = cells(n, seed)
+        truth = adata.X > 3
+        if raw:
+            adata.raw = adata
+            adata = adata[:, [7, 2, 5]].copy()
+            truth = truth[:, [7, 2, 5]]
+        else:
+            adata.layers["counts"] = adata.X
+        adata.X = truth
+        return adata
+
+    for matrix in ("raw/X", "layers/counts"):
+        parts = [part(n, n, raw=matrix == "raw/X") for n in (9, 6)]
+        scdl.convert(parts[0], tmp_path / "a.zarr", matrix=matrix, replace=True)
+        scdl.open(tmp_path / "a.zarr").append(parts[1], matrix=matrix)
+        grown = ad.read_zarr(tmp_path / "a.zarr").X
+        assert (type(grown), grown.dtype) == (sp.csr_matrix, bool)
+        expected = np.concatenate([one.X.toarray() for one in parts])
+        np.testing.assert_array_equal(grown.toarray(), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
+def test_what_a_source_lacks_of_objects(tmp_path):
+    """Errors change nothing; cells without a graph have no neighbours."""
+    scdl.convert(with_objects(9), tmp_path / "a.zarr")
+    files = {path: path.read_bytes() for path in (tmp_path / "a.zarr").rglob("*") if path.is_file()}
+    wrong = [with_objects(5, 1) for _ in range(5)]
+    del wrong[0].obsm["table"]
+    wrong[1].obsm["table"] = wrong[1].obsm["X_pca"]
+    wrong[2].write_h5ad(tmp_path / "renamed.h5ad")
+    with h5py.File(tmp_path / "renamed.h5ad", "a") as file:
+        file["obsm/table/_index"][0] = "other"
+    wrong[2] = tmp_path / "renamed.h5ad"
+    wrong[3].layers["csc truth"] = 2 * wrong[3].X
+    wrong[4].obsp["csc truth"] = wrong[4].obsp["csr"]
+    told = (
+        (SourceError, "obsm/table is missing"),
+        (SourceError, "obsm/table is a table in .*, but not here"),
+        (SourceError, "obsm/table is a table whose row names differ"),
+        (CastError, "csc truth.* cannot hold the value"),
+        (CastError, "csc truth.* cannot hold the value"),
+    )
+    data = scdl.open(tmp_path / "a.zarr")
+    for source, (error, text) in zip(wrong, told, strict=True):
+        with pytest.raises(error, match=text):
+            data.append(source)
+    assert files == {
+        path: path.read_bytes() for path in (tmp_path / "a.zarr").rglob("*") if path.is_file()
+    }
+    other = with_objects(20, 1)
+    other.obsp.clear()
+    other.obsm["table"]["complex"] = 1j
+    report = data.append(other, where="n > 4")
+    assert "obsm/table/complex" in report.not_carried
+    chosen = other[other.obs["n"] > 4]
+    grown = ad.read_zarr(tmp_path / "a.zarr")
+    assert 0 < report.n_obs == len(grown) - 9 == chosen.n_obs < 20
+    for key, graph in with_objects(9).obsp.items():
+        expected = sp.block_diag([graph, np.zeros((chosen.n_obs, chosen.n_obs))]).toarray()
+        np.testing.assert_array_equal(_dense(grown.obsp[key]), expected, key)
+    assert grown.obsm["table"]["text"].tolist()[9:] == chosen.obsm["table"]["text"].tolist()
+    np.testing.assert_array_equal(
+        grown.obsm["csc truth"][9:].toarray(), chosen.obsm["csc truth"].toarray()
+    )
+
+
+def test_changed_columns_of_tables(tmp_path):
+    """Columns of other types are united, and reported, as those of obs are."""
+    parts = [with_elements(5, i) for i in range(2)]
+    for part, values in zip(parts, ([*range(5)], [*"abcde"]), strict=True):
+        part.obsm["table"] = pd.DataFrame({"mixed": values}, index=part.obs_names)
+    scdl.convert(parts[0], tmp_path / "a.zarr")
+    with pytest.warns(scdl.errors.ScdlWarning, match="columns of obsm/table with different types"):
+        report = scdl.open(tmp_path / "a.zarr").append(parts[1])
+    assert [change.split(" ")[0] for change in report.changed_columns] == ["obsm/table/mixed"]
+    grown = scdl.open(tmp_path / "a.zarr").to_anndata().obsm["table"]
+    assert grown["mixed"].tolist() == [*"01234abcde"]
+
+
+def test_interrupted_append_of_objects(tmp_path, run_python):
+    scdl.convert(with_objects(9), tmp_path / "a.zarr")
+    with_objects(5, 1).write_h5ad(tmp_path / "b.h5ad")
+    code = """
+import os, sys, scdl
+from storage_backends.directory import publication
+from storage_backends.zarr.growing import ZarrGrower
+complete = ZarrGrower._complete
+ZarrGrower._complete = lambda *given: [complete(*given), os.kill(os.getpid(), 9)]
+scdl.open(sys.argv[1]).append(sys.argv[2])
+"""
+    assert run_python("-c", code, tmp_path / "a.zarr", tmp_path / "b.h5ad").returncode == -9
+    data = scdl.open(tmp_path / "a.zarr")
+    assert data.verify(deep=True).verdict == 0
+    pd.testing.assert_frame_equal(data.to_anndata().obsm["table"], with_objects(9).obsm["table"])
+    data.append(tmp_path / "b.h5ad")
+    assert len(data) == 14
+    np.testing.assert_array_equal(
+        data.to_anndata().obsp["dense"],
+        joined_objects([with_objects(9), with_objects(5, 1)])["obsp/dense"],
+    )
+
+
 def test_what_cannot_grow(tmp_path):
-    """Truth values, tables, graphs by columns, and archives that are rewritten."""
+    """Objects of other kinds, and what archives have that are rewritten."""
     adata = with_layer(5, form="csc")
-    adata.layers["true"] = adata.X.toarray() > 0
-    adata.obsp["by columns"] = adata.obsp["knn"].tocsc()
-    adata.obsm["table"] = pd.DataFrame({"a": range(5)}, index=adata.obs_names)
+    adata.obsm["text"] = np.array([["a", "b"]] * 5)
     scdl.convert(adata, tmp_path / "a.zarr")
-    with pytest.raises(SourceError) as error:
+    with pytest.raises(SourceError, match="obsm/text: cells cannot be added to it"):
         scdl.open(tmp_path / "a.zarr").append(adata)
-    named = str(error.value).split("elements ")[1].split(";")[0].split(", ")
-    assert sorted(named) == ["layers/true", "obsm/table", "obsp/by columns"]
-    scdl.convert(with_layer(5, form="csc"), tmp_path / "c.zarr")
+    adata = with_objects(5)
+    scdl.convert(adata, tmp_path / "c.zarr")
     os.remove(tmp_path / "c.zarr/scdl.checksums")
-    with pytest.raises(SourceError, match="elements layers/doubled; convert"):
-        scdl.open(tmp_path / "c.zarr").append(with_layer(5, form="csc"))
+    with pytest.raises(SourceError) as error:
+        scdl.open(tmp_path / "c.zarr").append(adata)
+    named = str(error.value).split("elements ")[1].split(";")[0].split(", ")
+    truth = {f"{name}/{form} truth" for name in ("layers", "obsm", "obsp") for form in FORMS}
+    assert {*named} == {*truth, "obsm/table", "obsp/csc", "obsp/dense"}
 
 
 def test_other_elements_stay(tmp_path):
