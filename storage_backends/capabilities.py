@@ -244,7 +244,7 @@ class ElementsWriter:
     def encoded_bytes(
         cls, rows: Mapping[str, NDArray[Any]], *, n_vars: int, **options: Any
     ) -> Mapping[str, int]:
-        """Bytes that rows of a matrix take on disk, by array; nothing is written.
+        """Bytes that rows of matrices take on disk, by array; nothing is written.
 
         Backends that compress implement it, so that the size of an archive can be estimated from a
         sample. The default is the size in memory.
@@ -252,7 +252,8 @@ class ElementsWriter:
         Parameters
         ----------
         rows
-            ``data``, ``indices`` and ``indptr``, with the ids of each row ascending.
+            ``data``, ``indices`` and ``indptr``, with the ids of each row ascending, and the same
+            rows of fields, such as ``layers/counts/data``.
         n_vars
             Number of columns.
         **options

@@ -6,19 +6,30 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from scdl.archive import csr
-from scdl.archive.csr import SparseRows
-from scdl.archive.schema import DATA, GRAPH_DTYPES, INDICES, INDPTR, smallest_unsigned
+from scdl.archive.schema import (
+    DATA,
+    GRAPH_DTYPES,
+    INDICES,
+    INDPTR,
+    field_element,
+    field_prefix,
+    smallest_unsigned,
+)
+from scdl.archive.tables import ROWS_AT_ONCE
 from scdl.conversion.options import Settings, storage_options
 from scdl.conversion.reporting import ConversionReport
 from scdl.conversion.run import Conversion
-from scdl.conversion.tables import United
+from scdl.conversion.samples import Followers, Sample, sampled
 from scdl.conversion.trials import seconds_of
 from scdl.conversion.var_tables import write_var
+from scdl.sources.anndata_object import storable
 from scdl.sources.base import Source, SparseParts, in_memory
 from scdl.sources.matrices import Bounds, CsrPart, Reader
 from storage_backends import registry
@@ -59,21 +70,6 @@ def plan(
         return _Plan(files, path, settings, opened).report(n_values)
 
 
-class _Sample(NamedTuple):
-    """A sample of rows.
-
-    Attributes
-    ----------
-    rows
-        The rows in their final form.
-    nnz
-        Estimated number of stored values of all rows.
-    """
-
-    rows: SparseRows
-    nnz: int
-
-
 class _Plan(Conversion):
     """A conversion of which only a sample of rows is read."""
 
@@ -86,6 +82,14 @@ class _Plan(Conversion):
         self._storage = storage_options(settings.options, self._target)
         keeps_elements = self._target.writer.keeps_elements
         super().__init__(files, path, settings, keeps_elements=keeps_elements)
+        #: Elements that are sampled with the matrix.
+        self._sampled, fields = {*map(field_element, self._fields)}, self._fields
+        if self._whole:
+            with_followers = Followers(self._files[0], self._sampled)
+            self._files = self._opened = [with_followers]
+            self._sampled |= {*with_followers.elements}
+            fields = {name: self._field_rows(name) for name in with_followers.fields}
+        self._beside = {field_prefix(name): rows for name, rows in fields.items()}
 
     def report(self, n_values: int) -> ConversionReport:
         """The expected report."""
@@ -97,17 +101,17 @@ class _Plan(Conversion):
         with registry.backend("memory").writer.open(_NOWHERE, replace=True) as memory:
             blocks, differing = write_var(memory, var)
         n_vars = [block.n_vars for block in blocks]
-        sample = self._sample(n_values)
-        n_cells = len(sample.rows.indptr) - 1
+        sample = sampled({"": self._rows, **self._beside}, n_values, self._bounds)
+        n_cells = len(sample.rows[""].indptr) - 1
         nbytes = self._encoded(sample, max(n_vars))
         elements, tally = self._element_bytes(), self.tally
-        seconds = self._seconds(sample.nnz, elements / nbytes if nbytes else 0.0)
+        seconds = self._seconds(sample.nnz[""], elements / nbytes if nbytes else 0.0)
         return ConversionReport(
             path=self._path,
             backend=self._target.name,
             n_obs=blocks[-1].stop,
             n_vars=n_vars,
-            nnz=sample.nnz,
+            nnz=sample.nnz[""],
             dtype=self.caster.dtype.name,
             matrices=[file.matrix_name for file in self._files],
             rows_sorted=tally.rows_sorted,
@@ -127,28 +131,6 @@ class _Plan(Conversion):
             sampled_cells=n_cells,
         )
 
-    def _sample(self, n_values: int) -> _Sample:
-        """Read rows of all sources, in proportion to their values."""
-        no_rows = SparseRows(
-            np.empty(0, self.caster.dtype), np.empty(0, np.uint8), np.zeros(1, np.int64)
-        )
-        found, nnz = [no_rows], 0
-        for file, order in zip(self._files, self._gene_orders, strict=True):
-            share = math.ceil(n_values * file.matrix.size / max(self._rows.n_values, 1))
-            stored, first = 0, len(found)
-            for n, rows in self._rows.sample(file, order, share):
-                stored += n
-                # The memory of blocks is used again.
-                data, indices, indptr = (part.copy() for part in rows[:3])
-                found.append(SparseRows(data, indices, indptr))
-            n_cells = sum(len(rows.indptr) - 1 for rows in found[first:])
-            kept = sum(len(rows.data) for rows in found[first:])
-            if file.matrix.is_counted or not n_cells:
-                nnz += file.matrix.size * kept // stored if stored else file.matrix.size
-            else:
-                nnz += file.n_obs * kept // n_cells
-        return _Sample(_joined(found), nnz)
-
     def _seconds(self, nnz: int, elements: float) -> float:
         """Expected duration; `elements` is the size of those that are kept, over the matrix."""
         how = self._opened, self._path, self._settings, self.caster, nnz
@@ -157,36 +139,44 @@ class _Plan(Conversion):
             return math.nan
         return self._opening_seconds + seconds * (1 + elements * self._whole)
 
-    def _encoded(self, sample: _Sample, n_vars: int) -> int:
-        """Bytes of the whole matrix."""
-        rows, n_obs = sample.rows, sum(file.n_obs for file in self._files)
-        offsets = smallest_unsigned(sample.nnz)
-        lengths = {DATA: sample.nnz, INDICES: sample.nnz, INDPTR: n_obs + 1}
-        if not len(rows.data):
-            dtypes = self.caster.dtype, smallest_unsigned(n_vars - 1), offsets
-            sizes = zip(lengths.values(), dtypes, strict=True)
-            return sum(n * dtype.itemsize for n, dtype in sizes)
-        found = self._encode(rows._replace(indptr=rows.indptr.astype(offsets)), n_vars)
-        held = {DATA: len(rows.data), INDICES: len(rows.data), INDPTR: len(rows.indptr)}
-        return sum(found[name] * n // held[name] for name, n in lengths.items())
+    def _encoded(self, sample: Sample, n_vars: int) -> int:
+        """Bytes of the matrix, and of those beside it, as a whole."""
+        n_obs, nbytes = sum(file.n_obs for file in self._files), 0
+        lengths, found = dict[str, int](), dict[str, NDArray[Any]]()
+        for prefix, rows in sample.rows.items():
+            nnz = sample.nnz[prefix]
+            offsets, n = smallest_unsigned(nnz), {DATA: nnz, INDICES: nnz, INDPTR: n_obs + 1}
+            rows = rows._replace(indptr=rows.indptr.astype(offsets))
+            arrays = {DATA: rows.data, INDICES: rows.indices, INDPTR: rows.indptr}
+            if not len(rows.data):
+                nbytes += sum(n[part] * values.dtype.itemsize for part, values in arrays.items())
+                continue
+            lengths |= {prefix + part: n[part] for part in arrays}
+            found |= {prefix + part: values for part, values in arrays.items()}
+        if not found:
+            return nbytes
+        sizes = self._encode(found, n_vars)
+        return nbytes + sum(sizes[name] * n // len(found[name]) for name, n in lengths.items())
 
-    def _encode(self, rows: SparseRows, n_vars: int) -> Mapping[str, int]:
-        arrays = {DATA: rows.data, INDICES: rows.indices, INDPTR: rows.indptr}
+    def _encode(self, arrays: Mapping[str, NDArray[Any]], n_vars: int) -> Mapping[str, int]:
         return self._target.writer.encoded_bytes(arrays, n_vars=n_vars, **self._storage)
 
     def _table_bytes(self) -> int:
         """Estimated bytes of obs and var."""
-        nbytes: int = sum(file.var().nbytes for file in self._files)
-        if any(table.schema.names for table in self._cells):
-            nbytes += United(self._cells).estimate_bytes()
+        nbytes = sum(map(compressed_bytes, (file.var() for file in self._files)))
+        for table in self._cells:
+            if n := min(table.num_rows, ROWS_AT_ONCE) * bool(table.schema.names):
+                rows = pa.Table.from_batches([table.read(0, n)])
+                nbytes += compressed_bytes(rows) * table.num_rows // n
         return nbytes
 
     def _element_bytes(self) -> int:
-        """Estimated bytes of other elements; tables and entries of uns count nothing."""
+        """Estimated bytes of other elements; entries of uns count nothing."""
         elements: list[Any] = [reader for readers in self._obsm.values() for reader in readers]
         if self._whole:
             (file,) = self._files
-            names = [name for name in file.names_of_rest() if not name.startswith("uns/")]
+            names = [name for name in file.names_of_rest() if name not in self._sampled]
+            names = [name for name in names if not name.startswith("uns/")]
             elements = [in_memory(name, file.element_of_rest(name)) for name in names]
         else:
             graphs = [file.graph(key) for key in self._graphs for file in self._files]
@@ -199,6 +189,8 @@ class _Plan(Conversion):
             return self._sparse_bytes(element)
         if isinstance(element, Reader):
             return len(element) * math.prod(element.item_shape) * int(element.dtype.itemsize)
+        if hasattr(element, "columns"):
+            return compressed_bytes(storable("", element)[0].table)
         return element if isinstance(element, int) else 0
 
     def _sparse_bytes(self, element: SparseParts) -> int:
@@ -211,13 +203,14 @@ class _Plan(Conversion):
         if block is None or not len(block.data):
             return nnz * sum(parts[name].dtype.itemsize for name in (DATA, INDICES))
         rows = csr.clean(block, width, "")
-        found = self._encode(rows._replace(indptr=rows.indptr.astype(np.int32)), width)
+        arrays = {DATA: rows.data, INDICES: rows.indices, INDPTR: rows.indptr.astype(np.int32)}
+        found = self._encode(arrays, width)
         return (found[DATA] + found[INDICES]) * nnz // len(rows.data)
 
 
-def _joined(parts: Sequence[SparseRows]) -> SparseRows:
-    """Rows of several blocks as one."""
-    starts = np.cumsum([0, *(len(part.data) for part in parts)])
-    indptr = [part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]
-    data, indices = (np.concatenate([getattr(p, name) for p in parts]) for name in (DATA, INDICES))
-    return SparseRows(data, indices, np.concatenate([[0], *indptr]))
+def compressed_bytes(table: pa.Table) -> int:
+    """Bytes of a table as compressed columns, as all backends store it."""
+    sink, options = pa.MockOutputStream(), pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    return int(sink.size())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
@@ -32,8 +31,6 @@ from storage_backends.compute.threads import prefetch
 
 #: Bytes of offsets that are read at once from a temporary file.
 _OFFSET_BYTES = 8 << 20
-#: Ranges of rows of a file in a sample.
-_RANGES = 8
 
 
 class CleanRows:
@@ -193,11 +190,12 @@ class SourceRows:
         field: str = "",
     ) -> None:
         self._prefix = field_prefix(field)
-        self._matrices = [file.fields[field] if field else file.matrix for file in files]
+        #: The matrix of each source.
+        self.matrices = [file.fields[field] if field else file.matrix for file in files]
         self._files, self._gene_orders, self._order = files, gene_orders, order
         self.caster, self._bounds = caster, bounds
         #: Number of stored values, or an upper bound.
-        self.n_values = sum(matrix.size for matrix in self._matrices)
+        self.n_values = sum(matrix.size for matrix in self.matrices)
         # Keep the dtypes of archives if they are the same for all sources.
         first, *others = ({} if field else file.kept_dtypes for file in files)
         kept = first if all(other == first for other in others) else {}
@@ -208,13 +206,18 @@ class SourceRows:
         self._clean = CleanRows(index_dtype, caster, before)
 
     @property
+    def dtypes(self) -> tuple[np.dtype[Any], np.dtype[Any]]:
+        """Dtypes of the values and of the column ids."""
+        return self._clean.dtypes
+
+    @property
     def tally(self) -> Tally:
         """Statistics of the values processed so far."""
         return self._clean.tally
 
     def write_matrix(self, writer: ArrayWriter, meter: Meter) -> None:
         """Write the matrix or field."""
-        pairs = zip(self._matrices, self._gene_orders, strict=True)
+        pairs = zip(self.matrices, self._gene_orders, strict=True)
         blocks = (rows for pair in pairs for rows in self._clean.of(*pair, self._bounds, meter))
         dtypes = self._clean.dtypes
         with MatrixWriter(writer, dtypes, self._bounds, self._prefix) as matrix:
@@ -223,30 +226,9 @@ class SourceRows:
                 meter.update(len(rows.data) * self._order.moves)
             matrix.finish(self._indptr_dtype)
 
-    def sample(
-        self, file: Source, order: NDArray[np.int64] | None, n_values: int
-    ) -> Iterator[tuple[int, SparseRows]]:
-        """Some rows of a file in their final form, of about `n_values` values.
-
-        They come from ranges that are spread over the file, or from its begin if it has to be read
-        from there. A matrix that is stored by columns has no sample.
-
-        Yields
-        ------
-        n_values, rows
-            Number of values as stored, and the rows.
-        """
-        matrix = file.matrix
-        if not (matrix.by_rows and matrix.size):
-            return
-        n_obs, bounds = file.n_obs, self._bounds._replace(values=max(1, n_values // _RANGES))
-        length = -(-n_obs * bounds.values // matrix.size)
-        for start in range(0, n_obs, max(length, -(-n_obs // _RANGES))):
-            part = matrix.part(start, min(start + length, n_obs))
-            blocks = itertools.islice((part or matrix).blocks(bounds), None if part else 1)
-            yield from self._clean.blocks(matrix, order, blocks)
-            if part is None:
-                return
+    def final(self, i: int, blocks: Iterable[SparseRows]) -> Iterator[tuple[int, SparseRows]]:
+        """Blocks of the matrix of a source in their final form, with the values that they had."""
+        return self._clean.blocks(self.matrices[i], self._gene_orders[i], blocks)
 
     def graph(self, key: str) -> Iterator[SparseRows]:
         """A graph, with neighbours renumbered for the archive."""

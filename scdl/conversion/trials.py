@@ -29,7 +29,7 @@ from storage_backends.paths import absolute
 #: a block, and of one that reads while it writes.
 _FEW, _BLOCK, _BLOCKS = 1 << 13, 1 << 20, 1 << 22
 #: If a block takes more seconds, it is the last conversion.
-_SECONDS = 0.5
+_SECONDS = 2.0
 
 
 class _Trial(NamedTuple):

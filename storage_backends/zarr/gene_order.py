@@ -62,16 +62,32 @@ def _in_bands(counts: NDArray[np.int64], cells: sp.csr_matrix) -> NDArray[np.int
 
 
 def reordered(rows: Mapping[str, NDArray[Any]], n_vars: int) -> dict[str, NDArray[Any]]:
-    """Rows in memory as :func:`rewrite` writes them, with genes by detection among these rows."""
+    """Rows in memory as :func:`rewrite` writes them, with genes by detection among these rows.
+
+    Parameters
+    ----------
+    rows
+        Arrays of the matrix and of fields, by name.
+    """
     import scipy.sparse as sp
 
-    data, indices, indptr = (rows[part] for part in ("data", "indices", "indptr"))
-    offsets, ids = indptr.astype(np.int64), indices.astype(np.int64)
+    offsets, ids = rows["indptr"].astype(np.int64), rows["indices"].astype(np.int64)
     ones = np.ones(len(ids), np.float32)
     cells = sp.csr_matrix((ones, ids, offsets), (len(offsets) - 1, n_vars))
     order = _in_bands(np.bincount(ids, minlength=n_vars), cells[:_SAMPLE_CELLS])
-    found = _sorted(data, _ranks(order, indices.dtype)[ids], offsets, n_vars)
-    return {"data": found[0], "indices": found[1], "indptr": indptr}
+    found = dict(rows)
+    for prefix in prefixes(rows):
+        data, indices, indptr = (rows[prefix + part] for part in MATRIX_PARTS)
+        ids = _ranks(order, indices.dtype)[indices]
+        values = _sorted(data, ids, indptr.astype(np.int64), n_vars)
+        found |= {f"{prefix}data": values[0], f"{prefix}indices": values[1]}
+    return found
+
+
+def prefixes(names: Iterable[str]) -> list[str]:
+    """Prefixes of the names of the arrays of matrices by rows."""
+    holders = (name.rpartition("/") for name in names)
+    return [*dict.fromkeys(holder + slash for holder, slash, _ in holders)]
 
 
 def _sorted(

@@ -7,9 +7,9 @@ comparison of all their numbers shows that they may.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,92 @@ class Group(NamedTuple):
     ids: str
     values: str
 
+    @classmethod
+    def of(
+        cls, prefixes: Iterable[str], samples: Samples, has_ids: Callable[[str, str], bool]
+    ) -> Self:
+        """Matrices with the ids of the one that has the smallest type of ids.
+
+        Parameters
+        ----------
+        has_ids
+            Whether a matrix has the ids of another one.
+        """
+        first = min(prefixes, key=samples.id_bytes)
+        found = [prefix for prefix in prefixes if prefix == first or has_ids(prefix, first)]
+        return cls(found, first, min(found, key=samples.size))
+
+
+class Samples:
+    """The same rows of several matrices, with the profiles that are fitted to them.
+
+    Parameters
+    ----------
+    profile
+        The profile of the archive.
+    rows
+        For each matrix its values and ids, and where rows end, by prefix.
+    lengths
+        Number of values of each matrix as a whole.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        rows: Mapping[str, Mapping[str, NDArray[Any]]],
+        lengths: Mapping[str, int],
+    ) -> None:
+        self._rows, self._fits = rows, profile.fits
+        self.profiles = {
+            prefix + part: fitted(profile, prefix + part, one[part], one["ends"], lengths[prefix])
+            for prefix, one in rows.items()
+            for part in _PARTS
+        }
+
+    @classmethod
+    def of(cls, profile: Profile, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Samples of arrays that are in memory, by their names."""
+        rows = {}
+        for prefix in gene_order.prefixes(arrays):
+            ends = arrays[f"{prefix}indptr"][1:].astype(np.int64)
+            rows[prefix] = {part: arrays[prefix + part] for part in _PARTS} | {"ends": ends}
+        return cls(profile, rows, {prefix: len(one["data"]) for prefix, one in rows.items()})
+
+    def size(self, prefix: str, part: str = "data") -> int:
+        """Bytes of the values or ids of a matrix on their own."""
+        one, name = self._rows[prefix], prefix + part
+        return encoded_bytes(name, one[part], self.profiles[name], one["ends"])
+
+    def size_by_tables(self, prefix: str, other: str) -> int | None:
+        """Bytes of values by tables of another matrix, if they follow from it and are smaller."""
+        one, others = self._rows[prefix], self._rows[other]["data"]
+        data = row_tables.encode(one["data"], others, one["ends"])
+        return len(data) if data is not None and len(data) < self.size(prefix) else None
+
+    def encoded_bytes(self) -> dict[str, int]:
+        """Bytes of the values and ids of all matrices, some of which may repeat each other."""
+        found = {p + part: self.size(p, part) for p in self._rows for part in _PARTS}
+        if not self._fits:
+            return found
+        group = Group.of(self._rows, self, self._has_ids)
+        for prefix in group.prefixes:
+            if prefix != group.ids:
+                found[f"{prefix}indices"] = 0
+            if prefix != group.values:
+                one, other = self._rows[prefix]["data"], self._rows[group.values]["data"]
+                is_same = one.dtype == other.dtype and one.tobytes() == other.tobytes()
+                by_tables = 0 if is_same else self.size_by_tables(prefix, group.values)
+                found[f"{prefix}data"] = found[f"{prefix}data"] if by_tables is None else by_tables
+        return found
+
+    def _has_ids(self, prefix: str, other: str) -> bool:
+        one, two = self._rows[prefix], self._rows[other]
+        return all(np.array_equal(one[part], two[part]) for part in ("indices", "ends"))
+
+    def id_bytes(self, prefix: str) -> int:
+        """Bytes of one id."""
+        return self._rows[prefix]["indices"].dtype.itemsize
+
 
 class Compression:
     """Drafts of sparse matrices that are being compressed.
@@ -70,14 +156,12 @@ class Compression:
     ) -> None:
         self._recorder, self._paths, self._drafts = recorder, paths, drafts
         self._orders = {prefix: order if prefix in aligned else None for prefix in drafts}
-        self._samples, self._profiles = {}, {}
-        for prefix, rows in drafts.items():
-            sample = self._samples[prefix] = gene_order.sample(rows, self._orders[prefix])
-            for part, b in zip(_PARTS, rows[:2], strict=True):
-                how = profile, b.name, sample[part], sample["ends"], b.spec.length
-                self._profiles[b.name] = fitted(*how)
-        may_repeat = order is not None and profile.fits and drafts[""].data.spec.length
-        self._group = self._find_group(aligned) if may_repeat else Group((), "", "")
+        rows = {prefix: gene_order.sample(d, self._orders[prefix]) for prefix, d in drafts.items()}
+        lengths = {prefix: one.data.spec.length for prefix, one in drafts.items()}
+        self._samples = Samples(profile, rows, lengths)
+        self._group = Group((), "", "")
+        if order is not None and profile.fits and lengths[""]:
+            self._group = Group.of(aligned, self._samples, self._has_ids)
 
     def run(self) -> dict[str, ArrayBuilder]:
         """Write the final arrays, by their names, and remove the drafts."""
@@ -89,21 +173,9 @@ class Compression:
             rows.indices.remove()
         return finals
 
-    def _find_group(self, aligned: Sequence[str]) -> Group:
-        """Matrices with the ids of the one that has the smallest type of ids."""
-        first = min(aligned, key=lambda prefix: self._drafts[prefix].indices.spec.dtype.itemsize)
-        found = [
-            prefix
-            for prefix in aligned
-            if prefix == first
-            or all(map(gene_order.is_same, self._drafts[prefix][1:], self._drafts[first][1:]))
-        ]
-        return Group(found, first, min(found, key=lambda prefix: self._encoded_bytes(prefix)))
-
-    def _encoded_bytes(self, prefix: str) -> int:
-        """Bytes of values of the sample."""
-        sample, name = self._samples[prefix], f"{prefix}data"
-        return encoded_bytes(name, sample["data"], self._profiles[name], sample["ends"])
+    def _has_ids(self, prefix: str, other: str) -> bool:
+        pairs = zip(self._drafts[prefix][1:], self._drafts[other][1:], strict=True)
+        return all(gene_order.is_same(*pair) for pair in pairs)
 
     def _ids_and_values(
         self, prefix: str, finals: Mapping[str, ArrayBuilder]
@@ -119,7 +191,7 @@ class Compression:
             other = finals[f"{group.values}data"]
             if gene_order.is_same(rows.data, self._drafts[group.values].data):
                 values = self._same(rows.data, other.name)
-            elif self._is_smaller_by_tables(prefix):
+            elif self._samples.size_by_tables(prefix, group.values) is not None:
                 with suppress(UnrelatedError):
                     return self._written(prefix, self._of(rows.data, other), ids)
         return self._written(prefix, values, ids)
@@ -143,23 +215,17 @@ class Compression:
                 raise
         return {values.name: values, ids.name: ids}
 
-    def _is_smaller_by_tables(self, prefix: str) -> bool:
-        """Whether the values of the sample follow from the others by tables, and are smaller."""
-        sample, others = self._samples[prefix], self._samples[self._group.values]["data"]
-        data = row_tables.encode(sample["data"], others, sample["ends"])
-        return data is not None and len(data) < self._encoded_bytes(prefix)
-
     def _alone(self, draft: ArrayBuilder) -> ArrayBuilder:
         path, _ = self._paths(draft.name)
-        profile = self._profiles[draft.name]
+        profile = self._samples.profiles[draft.name]
         return ArrayBuilder(self._recorder, path, draft.name, draft.empty(), profile)
 
     def _same(self, draft: ArrayBuilder, other: str) -> SameBuilder:
-        path, profile = self._paths(draft.name)[0], self._profiles[draft.name]
+        path, profile = self._paths(draft.name)[0], self._samples.profiles[draft.name]
         how = draft.name, draft.empty(), profile, self._paths(other)[1], draft.spec.length
         return SameBuilder(self._recorder, path, *how)
 
     def _of(self, draft: ArrayBuilder, other: ArrayBuilder) -> OfBuilder:
-        path, profile = self._paths(draft.name)[0], self._profiles[draft.name]
+        path, profile = self._paths(draft.name)[0], self._samples.profiles[draft.name]
         how = draft.name, draft.empty(), profile, other.reader(), self._paths(other.name)[1]
         return OfBuilder(self._recorder, path, *how)

@@ -21,10 +21,9 @@ from storage_backends.errors import BackendOptionError, refused_write
 from storage_backends.zarr import detection, elements, gene_order, layout
 from storage_backends.zarr.chunks.writing import ArrayBuilder, encoded_bytes
 from storage_backends.zarr.codecs.profiles import DEFAULT_PROFILE, DRAFT, PROFILES, Profile
-from storage_backends.zarr.fitting import fitted
 from storage_backends.zarr.layout import MATRIX_PARTS
 from storage_backends.zarr.local_stores import RecordingStore
-from storage_backends.zarr.repeats import Compression
+from storage_backends.zarr.repeats import Compression, Samples
 from storage_backends.zarr.tables import writing
 from storage_backends.zarr.tables.genes import GeneTables, write_order
 
@@ -71,16 +70,15 @@ class ZarrWriter(DirectoryWriter):
         compression: str = DEFAULT_PROFILE,
         **options: Any,
     ) -> Mapping[str, int]:
-        """Bytes that rows of a matrix take with a profile, by array."""
+        """Bytes that rows of matrices take with a profile, by array."""
         profile = _profile(compression)
         if profile.by_detection:
             rows = gene_order.reordered(rows, n_vars)
-        ends, found = rows["indptr"][1:].astype(np.int64), {}
-        for name, values in rows.items():
-            is_part = name in ("data", "indices")
-            each = fitted(profile, name, values, ends, len(values)) if is_part else profile
-            found[name] = encoded_bytes(name, values, each, ends)
-        return found
+        found = Samples.of(profile, rows).encoded_bytes()
+        no_ends = np.empty(0, np.int64)
+        offsets = {name: rows[name] for name in rows if name not in found}
+        sizes = {n: encoded_bytes(n, values, profile, no_ends) for n, values in offsets.items()}
+        return found | sizes
 
     def _begin(self) -> None:
         with layout.ignore_zarr_warnings():
