@@ -28,7 +28,8 @@ from storage_backends.paths import absolute
 #: Stored values of a conversion that tells what one takes however few there are, of one that reads
 #: a block, and of one that reads while it writes.
 _FEW, _BLOCK, _BLOCKS = 1 << 13, 1 << 20, 1 << 22
-#: If a block takes more seconds, it is the last conversion.
+#: If a block takes more seconds, it is the last conversion. A block alone may have too few cells to
+#: tell how long the fitting of tables takes, which needs a certain number of them.
 _SECONDS = 2.0
 
 

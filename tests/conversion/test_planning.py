@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 from sources import Encoding, names, random_cells, write_h5ad
@@ -71,6 +74,50 @@ def test_the_matrix_of_a_memmap_archive_is_exact(
         scdl.convert(source, tmp_path / "a", data_dtype=dtype, replace=True)
         store = scdl.open(tmp_path / "a").store
         assert plan.nbytes == sum(store.spec(part).nbytes for part in ("data", "indices", "indptr"))
+
+
+def normalised(place: str, n: int = 6000, n_genes: int = 300) -> ad.AnnData:
+    """Counts in raw or a layer, with log-normalised values in X."""
+    rng = np.random.default_rng(0)
+    counts = sp.random(n, n_genes, 0.3, "csr", np.float32, rng=rng)
+    counts.data[:] = rng.geometric(0.4, counts.nnz)
+    cells = ad.AnnData(counts)
+    if place == "raw":
+        cells.raw = cells
+    else:
+        cells.layers["counts"] = counts
+    scale = sp.diags(1e4 / np.maximum(counts.sum(axis=1).A1, 1))
+    cells.X = sp.csr_matrix(scale @ counts, dtype=np.float32).log1p()
+    return cells
+
+
+@pytest.mark.parametrize("place", ["raw", "layers"])
+@pytest.mark.parametrize("profile", ["archive", "balanced", "packed", "memmap"])
+def test_matrices_that_repeat_each_other(tmp_path: Path, place: str, profile: str) -> None:
+    source = tmp_path / "x.h5ad"
+    normalised(place).write_h5ad(source)
+    options: dict[str, Any] = {"compression": profile}
+    dest = tmp_path / ("a.scdl" if profile == "memmap" else "a.zarr")
+    if profile == "memmap":
+        # Fields count, too.
+        options = {"matrix": "X", "layers": {"other": "X"}}
+    plan = scdl.convert(source, dest, dry_run=True, **options)
+    report = scdl.convert(source, dest, **options)
+    assert report.nbytes / 1.3 < plan.nbytes < 1.3 * report.nbytes
+    for name in EXACT:
+        assert getattr(plan, name) == getattr(report, name), name
+
+
+def test_matrices_that_follow_other_genes(tmp_path: Path) -> None:
+    """Archives do not store them together, as the estimate knows."""
+    renamed, others = normalised("raw"), normalised("layers")
+    renamed.var_names = [f"other {name}" for name in renamed.var_names]
+    others.layers["dense"] = np.random.default_rng(0).random(others.shape)
+    for adata in (renamed, others):
+        plan = scdl.convert(adata, tmp_path / "a.zarr", dry_run=True, compression="archive")
+        report = scdl.convert(adata, tmp_path / "a.zarr", compression="archive", replace=True)
+        assert report.nbytes / 1.3 < plan.nbytes < 1.3 * report.nbytes
+        shutil.rmtree(tmp_path / "a.zarr")
 
 
 def test_dense_matrices_are_sampled(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from hypothesis import strategies as st
 
 import scdl
 from scdl.errors import ConversionFailedError, OptionError, SourceError
+from scdl.sources import loom
+from scdl.sources.matrices import Bounds
 from scdl.sources.transposed import Columns
 
 loompy = pytest.importorskip("loompy")
@@ -199,6 +202,19 @@ class Recorded:
     def __getitem__(self, key: Any) -> Any:
         self.reads[key[1]] += 1
         return self.dataset[key]
+
+
+def test_the_index_of_chunks_takes_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "many.loom"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("matrix", (150, 200), "u1", chunks=(1, 1), data=np.ones((150, 200)))
+        file["col_attrs/CellID"] = np.arange(200).astype("S")
+        file["row_attrs/Gene"] = np.arange(150).astype("S")
+    with ExitStack() as stack:
+        (source,) = loom.open_sources(str(path), None, stack)
+        assert sum(len(block.data) for block in source.matrix.blocks(Bounds(1 << 12))) == 30_000
+        most, _, held, _ = source._file.id.get_mdc_size()
+        assert held <= most == loom._INDEX_BYTES
 
 
 @given(st.integers(1, 9), st.integers(1, 30))
