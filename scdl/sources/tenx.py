@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from scdl.archive.schema import INDEX
-from scdl.archive.tables import TableInMemory, TableSource
+from scdl.archive.tables import TableSource
 from scdl.errors import OptionError, SourceError
 from scdl.sources.base import Source
 from scdl.sources.cuts import Mapped
@@ -130,7 +130,7 @@ class TenxSource(Source):
         path: str,
         matrix: str | None,
         features: Features,
-        cells: Mapping[str, pa.Array],
+        cells: TableSource,
         values: Matrix,
         outside: Sequence[str] = (),
     ) -> None:
@@ -139,7 +139,7 @@ class TenxSource(Source):
         self.path = self.label = path
         self.matrix_name = self.element = "X"
         self._features = features
-        self.obs: TableSource = TableInMemory(pa.table(dict(cells)))
+        self.obs = cells
         self.outside = outside
         self.matrix = features.select(values)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Unpack
+from typing import Any, Unpack
 
 import h5py
 import pyarrow as pa
@@ -17,15 +17,20 @@ from scdl.archive.schema import INDEX, MATRIX
 from scdl.errors import OptionError, SourceError
 from scdl.sources import hdf5_guard
 from scdl.sources.base import Source
+from scdl.sources.dataframes import H5Frame, H5Table
 from scdl.sources.hdf5 import open_file, readable, readers
 from scdl.sources.matrices import Csr
 from scdl.sources.tenx import Features, TenxOptions, TenxSource
 from storage_backends import other_formats
+from storage_backends.anndata_format.dataframes import Column, as_text
+from storage_backends.anndata_format.names import COLUMN_ORDER
 from storage_backends.compute import arrow
 
 FILES = ("*.h5",)
 #: Group of the matrix since version 3, and of its features.
 _MATRIX, _FEATURES = "matrix", "features"
+#: Dataset with the names of cells.
+_BARCODES = "barcodes"
 #: Datasets of features that scanpy names differently, of genes and of probes.
 _OF_GENES = {"id": "gene_ids", "feature_type": "feature_types"}
 _OF_PROBES = {"gene_id": "gene_ids", "id": "probe_ids", "feature_type": "feature_types"}
@@ -49,7 +54,7 @@ def _matrices(file: h5py.File) -> list[str]:
     """Names of the groups that are matrices: ``matrix``, or genomes in version 2."""
     groups = {name: hdf5_guard.group(file, name) for name in file}
     names = [n for n, group in groups.items() if isinstance(group, h5py.Group)
-             and {"barcodes", "indptr"} <= group.keys()]  # fmt: skip
+             and {_BARCODES, "indptr"} <= group.keys()]  # fmt: skip
     return [_MATRIX] if _MATRIX in names else names
 
 
@@ -72,10 +77,10 @@ def open_sources(
         if name != _MATRIX:
             name = _genome_of(path, names, options.get("genome"))
         where, group = f"{path}: {name}", hdf5_guard.group(file, name)
-        barcodes = _texts(where, group, "barcodes")
+        cells = H5Table(where, group, _Cells)
         label, columns, outside = _columns(where, group, name)
         features = Features(path, label, columns, **options)
-        shape = len(barcodes), features.n_all
+        shape = cells.num_rows, features.n_all
         found = tuple(int(n) for n in _dataset(where, group, "shape")[()])
         if found != shape[::-1]:
             raise SourceError(
@@ -84,10 +89,26 @@ def open_sources(
             )
         # Columns of the file are cells.
         values = Csr(where, readers(where, group, *MATRIX), shape)
-        cells = {INDEX: barcodes}
-        if hdf5_guard.is_present(file, f"{name}/{_FILTERED}"):
-            cells[_FILTERED] = _values(where, group, _FILTERED)
+        if _FILTERED in cells.unread:
+            outside = [*outside, _FILTERED]
         return [TenxSource(path, matrix, features, cells, values, outside)]
+
+
+class _Cells(H5Frame):
+    """The barcodes of a matrix as the index of a data frame."""
+
+    @property
+    def attributes(self) -> Any:
+        return {COLUMN_ORDER: [_FILTERED] if _FILTERED in self.group else []}
+
+    def index_name(self, attributes: Any) -> str:
+        return INDEX
+
+    def index(self, name: str) -> Column:
+        found = self.find(_BARCODES)
+        if found is None:
+            raise SourceError(f"{self.where}: expected a list {_BARCODES}; the file is damaged")
+        return as_text(found)
 
 
 def _genome_of(path: str, names: Sequence[str], genome: str | None) -> str:

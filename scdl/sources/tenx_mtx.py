@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from scdl.archive.schema import INDEX
+from scdl.archive.tables import TableInMemory
 from scdl.errors import SourceError, SourceNotFoundError
 from scdl.sources.base import Source
 from scdl.sources.market import MarketMatrix, opened, readable
@@ -72,9 +73,9 @@ def open_sources(
         columns["feature_types"] = genes.column(2).combine_chunks()
     names = genes.column(1).combine_chunks()
     features = Features(path, names, columns, **options)
-    cells = barcodes.column(0).combine_chunks()
-    values = MarketMatrix(files[0], (len(cells), features.n_all))
-    return [TenxSource(path, matrix, features, {INDEX: cells}, values)]
+    cells = TableInMemory(barcodes.select([0]).rename_columns([INDEX]))
+    values = MarketMatrix(files[0], (cells.num_rows, features.n_all))
+    return [TenxSource(path, matrix, features, cells, values)]
 
 
 def _table(path: str, prefix: str, names: Sequence[str]) -> pa.Table:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pytest
 import scipy.io
 import scipy.sparse as sp
@@ -88,6 +90,30 @@ def test_probes(tmp_path: Path) -> None:
         file["matrix/filtered_barcodes"] = np.ones(8, bool)
     with pytest.raises(SourceError, match="filtered_barcodes"):
         scdl.convert(source, tmp_path / "b")
+
+
+def test_memory_does_not_grow_with_barcodes(tmp_path: Path) -> None:
+    peaks = {}
+    for n in (1 << 17, 1 << 19):
+        with h5py.File(h5_of_version_3(tmp_path / f"{n}.h5"), "r+") as file:
+            group = file["matrix"]
+            for name in ("barcodes", "data", "indices", "indptr"):
+                del group[name]
+            group["barcodes"] = np.char.mod("%016d-1", np.arange(n)).astype("S")
+            group["data"], group["indices"] = np.ones(n, "u1"), np.zeros(n, "u1")
+            group["indptr"], group["shape"][1] = np.arange(n + 1), n
+        before = pa.total_allocated_bytes()
+        tracemalloc.start()
+        try:
+            scdl.convert(tmp_path / f"{n}.h5", tmp_path / f"{n}")
+            peaks[n] = tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - before
+        finally:
+            tracemalloc.stop()
+    assert peaks[1 << 19] < 1.2 * peaks[1 << 17]
+    assert list(scdl.open(tmp_path / f"{1 << 19}").obs.index[-2:]) == [
+        "0000000000524286-1",
+        "0000000000524287-1",
+    ]
 
 
 def test_h5_of_version_2(tmp_path: Path) -> None:
