@@ -596,7 +596,8 @@ def joined_objects(parts):
             if mapping == "obsp":
 
                 def join(blocks):
-                    return sp.block_diag(blocks).toarray().astype(blocks[0].dtype)
+                    sparse = [sp.csr_matrix(block) for block in blocks]
+                    return sp.block_diag(sparse).toarray().astype(blocks[0].dtype)
 
             form = first.format if sp.issparse(first) else "dense"
             found[f"{mapping}/{key}"] = FORMS[form](join(each))
@@ -730,7 +731,7 @@ def test_what_a_source_lacks_of_objects(tmp_path):
     grown = ad.read_zarr(tmp_path / "a.zarr")
     assert 0 < report.n_obs == len(grown) - 9 == chosen.n_obs < 20
     for key, graph in with_objects(9).obsp.items():
-        expected = sp.block_diag([graph, np.zeros((chosen.n_obs, chosen.n_obs))]).toarray()
+        expected = sp.block_diag([graph, sp.csr_matrix((chosen.n_obs, chosen.n_obs))]).toarray()
         np.testing.assert_array_equal(_dense(grown.obsp[key]), expected, key)
     assert grown.obsm["table"]["text"].tolist()[9:] == chosen.obsm["table"]["text"].tolist()
     np.testing.assert_array_equal(
