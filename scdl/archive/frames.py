@@ -129,6 +129,9 @@ def _arrow_column(column: pd.Series[Any]) -> pa.Array:
     import pyarrow as pa
 
     array = pa.array(column, from_pandas=True)
+    if pa.types.is_null(array.type) and not len(array):
+        # Objects of which there are none; AnnData stores them as text.
+        return pa.array([], pa.string())
     if not (pa.types.is_dictionary(array.type) and pa.types.is_null(array.type.value_type)):
         return array
     # A list of no categories has no type.

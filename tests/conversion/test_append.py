@@ -580,7 +580,8 @@ def with_objects(n, seed=0):
         "category": pd.Categorical(rng.choice(["a", f"b{seed}"], n), ["a", f"b{seed}"]),
         f"of {seed}": np.arange(n),
     }
-    adata.obsm["table"] = pd.DataFrame(columns, index=adata.obs_names)
+    # Of no rows, too: newer releases of pandas have a type of text.
+    adata.obsm["table"] = pd.DataFrame(columns, index=adata.obs_names).astype({"text": str})
     return adata
 
 
@@ -654,7 +655,10 @@ def test_graphs_truth_values_and_tables(
     assert {*found} == {*table}
     for name in table:
         pd.testing.assert_series_equal(
-            found[name], table[name], check_names=False, check_dtype="of" not in name
+            found[name].reset_index(drop=True),
+            table[name].reset_index(drop=True),
+            check_names=False,
+            check_dtype="of" not in name,
         )
     whole.obsm["table"] = found
     scdl.convert(whole, place / "whole.zarr", **KINDS[kind])
@@ -663,9 +667,11 @@ def test_graphs_truth_values_and_tables(
         a, b = (whole_element(one, name) for one in (grown, converted))
         assert (type(a), a.dtype, a.shape) == (type(b), b.dtype, b.shape), name
         np.testing.assert_array_equal(_dense(a), _dense(b), name)
-    pd.testing.assert_frame_equal(found, converted.obsm["table"])
+    # The type of an empty index depends on the release of pandas.
+    pd.testing.assert_frame_equal(found, converted.obsm["table"], check_index_type=False)
     assert data.verify(deep=True).verdict == reader.verify(deep=True).verdict == 0
-    pd.testing.assert_frame_equal(reader.to_anndata().obsm["table"], parts[0].obsm["table"])
+    before = reader.to_anndata().obsm["table"]
+    pd.testing.assert_frame_equal(before, parts[0].obsm["table"], check_index_type=False)
 
 
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
@@ -704,7 +710,10 @@ def test_what_a_source_lacks_of_objects(tmp_path):
     wrong[1].obsm["table"] = wrong[1].obsm["X_pca"]
     wrong[2].write_h5ad(tmp_path / "renamed.h5ad")
     with h5py.File(tmp_path / "renamed.h5ad", "a") as file:
-        file["obsm/table/_index"][0] = "other"
+        names = file["obsm/table/_index"]
+        # Newer releases of anndata write text that may be missing.
+        names = names["values"] if isinstance(names, h5py.Group) else names
+        names[0] = "other"
     wrong[2] = tmp_path / "renamed.h5ad"
     wrong[3].layers["csc truth"] = 2 * wrong[3].X
     wrong[4].obsp["csc truth"] = wrong[4].obsp["csr"]
