@@ -193,8 +193,7 @@ class NoTable(TableSource):
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
-        self.schema = pa.schema([])
-        self.categories = {}
+        self.schema, self.categories = pa.schema([]), {}
 
     def read(self, start: int, stop: int) -> pa.RecordBatch:
         return pa.RecordBatch.from_arrays([pa.nulls(stop - start)], [""])
@@ -202,9 +201,8 @@ class NoTable(TableSource):
 
 def row_names(table: TableSource) -> list[Any]:
     """Names of the rows of a table; none if it has no names."""
-    if INDEX not in table.schema.names:
-        return []
-    return [name for batch in table.batches() for name in batch.column(INDEX).to_pylist()]
+    batches = table.batches() if INDEX in table.schema.names else ()
+    return [name for batch in batches for name in batch.column(INDEX).to_pylist()]
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:

@@ -14,6 +14,8 @@ from scdl.reports import Report
 _BINS = 40
 #: Numbers that span a larger factor are divided into bins of equal ratios.
 _WIDE = 100
+#: Integers below are exact in float64, and so is the next one.
+_LARGEST_EXACT = 2**53
 #: Labels of a column that are listed.
 _MOST_LABELS = 12
 
@@ -90,7 +92,8 @@ class Distribution(Report):
 
 def _edges(numbers: NDArray[np.float64], least: float, most: float) -> NDArray[np.float64]:
     integers = bool((numbers == np.floor(numbers)).all())
-    if integers and most - least < _BINS:
+    # Larger numbers have no bins of width 1.
+    if integers and most - least < _BINS and max(-least, most) < _LARGEST_EXACT:
         return np.arange(least, most + 2)
     if least > 0 and most > _WIDE * least:
         edges = np.geomspace(least, most, _BINS + 1)

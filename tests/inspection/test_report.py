@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sources import names, random_cells, write_h5ad
@@ -181,6 +181,9 @@ numbers = hnp.arrays(
 
 
 @given(numbers)
+@example(np.array([2.0**53]))
+@example(np.array([-(2.0**53), 2.0**54]))
+@example(np.array([2.0**54]))
 def test_every_number_is_counted_once(values: np.ndarray) -> None:
     found = Distribution.of(values)
     assert found.n + found.n_missing == len(values)

@@ -57,7 +57,10 @@ def interrupted(archive: str) -> None:
         while True:
             for _ in loader:
                 Path("begun").touch()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # Python may raise another error of an interrupted `Condition.wait` in its place.
+        if isinstance(error, RuntimeError) and "un-acquired lock" not in str(error):
+            raise
         # One that was just being started is not waited for, and ends by itself.
         deadline = time.monotonic() + 60
         while threading.active_count() > 1 and time.monotonic() < deadline:
