@@ -65,9 +65,9 @@ class Distribution(Report):
         return cls(
             len(finite),
             n_missing,
-            # The mean of large numbers must not overflow.
+            # Sums of large numbers must not overflow.
             float(np.mean(finite / 2)) * 2,
-            float(np.median(finite)),
+            min(max(float(np.median(finite / 2)) * 2, least), most),
             least,
             most,
             tuple(edges.tolist()),

@@ -184,6 +184,7 @@ numbers = hnp.arrays(
 @example(np.array([2.0**53]))
 @example(np.array([-(2.0**53), 2.0**54]))
 @example(np.array([2.0**54]))
+@example(np.array([2.0**1023, 2.0**1023]))
 def test_every_number_is_counted_once(values: np.ndarray) -> None:
     found = Distribution.of(values)
     assert found.n + found.n_missing == len(values)
