@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -62,6 +63,8 @@ def append(source: str, target: str, base: str) -> dict[str, Any]:
     """Append a file to a copy of an archive; copying it does not count."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(base, target)
+    # Else the append, which flushes the files that it changes, would wait for the copy.
+    os.sync()
     data = scdl.open(target)
     return _timed(lambda: data.append(source))
 

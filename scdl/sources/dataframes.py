@@ -106,8 +106,9 @@ class H5Table(TableSource):
         except EncodingError as error:
             raise SourceError(f"{self._where}/{name}: {error}") from error
 
+    @cached_property
     def whole(self) -> pa.Table:
-        """Read all rows."""
+        """All rows, which are read once."""
         return pa.Table.from_batches([self.read(0, self.num_rows)])
 
     def _open_columns(self, group: h5py.Group) -> None:

@@ -87,7 +87,7 @@ class H5adFile(Source):
         return self._var.num_rows
 
     def var(self) -> pa.Table:
-        return self._var.whole()
+        return self._var.whole
 
     def graph(self, key: str) -> Matrix | None:
         name = f"obsp/{key}"
@@ -157,7 +157,7 @@ class H5adFile(Source):
         where = f"{self.path}: {name}"
         with readable(where):
             if name in ("var", "raw/var"):
-                return frame_of(self._table(name).whole())
+                return frame_of(self._table(name).whole)
             mapping, _, key = name.rpartition("/")
             holder = self._group(mapping) if mapping else None
             if isinstance(holder, h5py.Dataset):

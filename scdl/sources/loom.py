@@ -128,7 +128,7 @@ class LoomFile(Source):
         return self._shape[1]
 
     def var(self) -> pa.Table:
-        return self._var.whole()
+        return self._var.whole
 
     def graph(self, key: str) -> Matrix | None:
         with readable(self.path):
