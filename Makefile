@@ -45,7 +45,7 @@ test: $(VENV)/.installed-test ## Run lint, types and tests
 test-whole: $(VENV)/.compiled ## Run the tests, whole where `make test` takes a sample
 	SCDL_TESTS=whole $(BIN)/$(PYTEST)
 
-# Children, threads and workers are measured, too; pyproject.toml tells how, and what is left out.
+# Includes child processes, threads and workers; see [tool.coverage] in pyproject.toml.
 coverage: $(VENV)/.installed-test ## Run the tests, and list the lines of the library that none of them runs
 	@rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m $(PYTEST)

@@ -130,7 +130,7 @@ def _arrow_column(column: pd.Series[Any]) -> pa.Array:
 
     array = pa.array(column, from_pandas=True)
     if pa.types.is_null(array.type) and not len(array):
-        # Objects of which there are none; AnnData stores them as text.
+        # AnnData writes an empty column of objects as text.
         return pa.array([], pa.string())
     if not (pa.types.is_dictionary(array.type) and pa.types.is_null(array.type.value_type)):
         return array

@@ -14,7 +14,7 @@ from scdl.reports import Report
 _BINS = 40
 #: Numbers that span a larger factor are divided into bins of equal ratios.
 _WIDE = 100
-#: Integers below are exact in float64, and so is the next one.
+#: Integers below this one, and their successors, are exact in float64.
 _LARGEST_EXACT = 2**53
 #: Labels of a column that are listed.
 _MOST_LABELS = 12

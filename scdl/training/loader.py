@@ -33,14 +33,14 @@ __all__ = ["LoaderOptions", "LoaderStats", "SingleCellLoader", "TrainingBatch"]
 # numba imports most of its modules at the first call of a kernel: now rather than in a batch.
 hashing.permuted(np.empty(0, np.int64), 1, 0)
 
-#: Epochs that were begun, which are closed while Python can still run what closes them.
+#: Epochs in progress; closed at exit, before the interpreter clears its modules.
 _UNFINISHED: WeakSet[Generator[Any]] = WeakSet()
 
 
 @atexit.register
 def _close_unfinished() -> None:
     for batches in list(_UNFINISHED):
-        # One that another thread is in cannot be closed.
+        # A generator that another thread is running cannot be closed.
         with contextlib.suppress(ValueError):
             batches.close()
 

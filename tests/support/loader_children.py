@@ -58,7 +58,7 @@ def interrupted(archive: str) -> None:
             for _ in loader:
                 Path("begun").touch()
     except (KeyboardInterrupt, RuntimeError) as error:
-        # Python may raise another error of an interrupted `Condition.wait` in its place.
+        # CPython may turn an interrupt within `Condition.wait` into this RuntimeError.
         if isinstance(error, RuntimeError) and "un-acquired lock" not in str(error):
             raise
         # One that was just being started is not waited for, and ends by itself.

@@ -486,7 +486,7 @@ def test_widths_are_those_of_the_dataset(ds: Any) -> None:
 
 
 def test_a_process_that_ends_in_an_epoch_says_nothing(archives: dict[str, Path]) -> None:
-    """Also with the notice of torch that tensors in CSR form are in beta."""
+    """No errors at exit, and no notice of torch that CSR tensors are in beta."""
     code = f"""if True:
         import warnings, scdl
         warnings.simplefilter("error")
