@@ -121,11 +121,8 @@ class Chart:
         """Draw a dashed line across a panel, with its meaning."""
         with rc_context(_STYLE):
             axes = self.panels[panel]
-            axes.axhline(y, color=INK, linestyle="--", linewidth=1)
-            place = {"xy": (0.98, y), "xycoords": ("axes fraction", "data")}
-            axes.annotate(
-                text, **place, xytext=(0, -4), textcoords="offset points", ha="right", va="top"
-            )
+            line = axes.axhline(y, color=INK, linestyle="--", linewidth=1)
+            axes.legend([line], [text], loc="lower right")
 
     def legend(self, panel: int, title: str | None = None) -> None:
         """Explain the lines of a panel, beside the last one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,7 +14,7 @@ from budget import whole_only
 
 from benchmarks.common.measure import Spread
 from benchmarks.common.report import Outcome, Report, figure
-from benchmarks.figures.command import draw, main
+from benchmarks.figures.command import DIRECTORY, draw, main
 from benchmarks.figures.reports import Measured, ReportError, Summary, summarise
 from benchmarks.loaders.order import BLOCKS, BUFFERS
 from benchmarks.loaders.report import Grid, LoaderReport
@@ -181,6 +182,17 @@ class TestColors:
         for page in ("#ffffff", "#0d1117"):
             light, dark = sorted((luminance(page), luminance(color)), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 3
+
+
+def test_the_documentation_shows_the_figures_of_its_summaries(tmp_path: Path) -> None:
+    kept = sorted(DIRECTORY.glob("*.svg"))
+    assert {path.stem for path in kept} == set(figures.FIGURES)
+    for summary in DIRECTORY.glob("*.json"):
+        shutil.copy(summary, tmp_path)
+    draw([], tmp_path)
+    # Versions of matplotlib may place them otherwise.
+    for path in kept:
+        assert texts(path) == texts(tmp_path / path.name)
 
 
 @whole_only
