@@ -231,6 +231,7 @@ class GrowingWriter(DirectoryWriter):
     def abort(self) -> None:
         if self._staging is not None and self._in_place and os.getpid() == self._owner:
             self._close()
+            self.recorder.discard()
             with suppress(OSError):
                 # After the exchange of directories, which cannot be undone, the new one is right.
                 if os.path.samestat(os.stat(self.path), self._published):

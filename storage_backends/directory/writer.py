@@ -102,7 +102,7 @@ class DirectoryWriter(ArrayWriter):
         """Write the remaining files, before the archive is published."""
 
     def _close(self) -> None:
-        """Close open files."""
+        """End what is under way before the files are removed; those of `recorder` get closed."""
 
     def commit(self, attrs: Mapping[str, Any]) -> None:
         """Complete the archive and publish it, durably and atomically."""
@@ -110,6 +110,7 @@ class DirectoryWriter(ArrayWriter):
         _check_complete(self.path, self.specs, self._last_offset, self.table_rows, attrs)
         self._complete(attrs)
         with refused_write(self.path):
+            self.recorder.close()
             with open(os.path.join(directory, self.checksums), "xb") as stream:
                 stream.write(self.recorder.table().to_bytes())
             assert self._staging is not None
@@ -120,6 +121,7 @@ class DirectoryWriter(ArrayWriter):
         """Remove all files written; does nothing after a commit."""
         if self._staging is not None:
             self._close()
+            self.recorder.discard()
             self._staging.discard()
             self._staging = None
 

@@ -75,7 +75,8 @@ class MemmapWriter(DirectoryWriter):
 
     def _complete(self, attrs: Mapping[str, Any]) -> None:
         directory = self.directory
-        self._close()
+        with refused_write(self.path):
+            self.recorder.close()
         n_obs, nnz = self.specs["indptr"].length - 1, self.specs["data"].length
         blocks = attrs["blocks"]
         with refused_write(self.path):
@@ -149,7 +150,3 @@ class MemmapWriter(DirectoryWriter):
     def _written_table(self, path: str, block: int) -> str:
         """Path of the table of a block until the number of blocks is known."""
         return os.path.join(path, f"{block}.parquet")
-
-    def _close(self) -> None:
-        for file in self._arrays.values():
-            file.close()

@@ -89,7 +89,6 @@ class ArrowWriter(DirectoryWriter):
         self.table_rows[name] = len(table)
 
     def _complete(self, attrs):
-        self._close()
         arrays = {
             name: (f"{i}.bin", spec.dtype.str, (spec.length, *spec.item_shape))
             for i, (name, spec) in enumerate(self.specs.items())
@@ -98,10 +97,6 @@ class ArrowWriter(DirectoryWriter):
         index = {"arrays": arrays, "tables": tables, "attrs": dict(attrs)}
         with refused_write(self.path):
             self.recorder.write(f"{self.directory}/{INDEX}", json.dumps(index).encode())
-
-    def _close(self):
-        for file in self._files.values():
-            file.close()
 
 
 BACKEND = Backend("arrow", ArrowStore, ArrowWriter, ("codec",), ".arrows", (INDEX,))

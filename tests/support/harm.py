@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from scdl.conversion.many import worker_process
-from storage_backends.directory import publication
+from storage_backends.directory import publication, recorder
 
 KILL, INTERRUPT = _SIGNALS = "SIGKILL", "SIGINT"
 #: What changes files; the system may refuse all but the last three.
 CHANGES = (
-    *("open", "write", "pwrite", "fsync", "fdatasync", "truncate", "ftruncate", "chmod"),
+    *("open", "write", "writev", "pwrite", "fsync", "fdatasync", "truncate", "ftruncate", "chmod"),
     *("rename", "replace", "mkdir", "link", "symlink"),
     *("unlink", "remove", "rmdir"),
 )
@@ -86,6 +86,8 @@ class Inflicted:
         self._number = number or itertools.count(1).__next__
         self._lock = threading.Lock()
         self._write = os.write
+        # Files of tests are small, and would be written in one piece.
+        recorder._UNIT = 1 << 12
         for name in CHANGES:
             setattr(os, name, self._wrapped(name, getattr(os, name)))
         publication.swap = self._wrapped("rename", publication.swap)
@@ -120,9 +122,10 @@ class Inflicted:
                 self._struck = True
                 self._tell(f"{name} {touched.removeprefix(self._place)}")
             victim = harm.victim or os.getpid()
-            if harm.kind == KILL and name == "write" and victim == os.getpid():
+            if harm.kind == KILL and name in ("write", "writev") and victim == os.getpid():
                 # Half of it is there.
-                data = memoryview(arguments[1]).cast("B")
+                parts = arguments[1] if name == "writev" else arguments[1:]
+                data = b"".join(map(bytes, parts))
                 self._write(arguments[0], data[: len(data) // 2])
             if signalled:
                 os.kill(victim, getattr(signal, harm.kind))

@@ -32,7 +32,16 @@ def take_away() -> None:
         sys.modules[module] = None  # type: ignore[assignment]
     for name in (
         *("O_NONBLOCK", "O_DIRECT", "O_DIRECTORY", "O_NOFOLLOW", "fork", "register_at_fork"),
-        *("preadv", "pread", "pwritev", "pwrite", "posix_fadvise", "posix_fallocate", "mkfifo"),
+        *(
+            "preadv",
+            "pread",
+            "pwritev",
+            "pwrite",
+            "writev",
+            "posix_fadvise",
+            "posix_fallocate",
+            "mkfifo",
+        ),
         *("sched_getaffinity", "sysconf", "statvfs", "getuid", "geteuid", "fchmod", "fchown"),
         *("chown", "killpg", "setsid", "sync"),
     ):

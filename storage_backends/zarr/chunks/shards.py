@@ -170,18 +170,13 @@ class ShardWriter:
             self._end_shard(self._file, per_shard)
         return per_shard
 
-    def close(self) -> None:
-        """Close the file without writing an index."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
     def _end_shard(self, file: CheckedFile, per_shard: int) -> None:
         index = np.full((per_shard, 2), ABSENT, "<u8")
         index[: len(self._index)] = self._index
         data = index.tobytes()
         self._write(file, data + checksum(data))
-        self.close()
+        file.close()
+        self._file = None
         self._index, self._offset = [], 0
 
     def _write(self, file: CheckedFile, data: bytes) -> None:

@@ -190,10 +190,9 @@ class ArrayBuilder:
         return ZarrArray(self.name, self.spec, self._chunk_rows, reader)
 
     def abort(self) -> None:
-        """Cancel pending work and close files."""
+        """Cancel pending work."""
         for _, future in self._pending:
             future.cancel()
-        self._shards.close()
 
     def _new_chunk(self) -> NDArray[Any]:
         return np.empty((self._chunk_rows, *self._item_shape), self._dtype)
