@@ -55,6 +55,16 @@ if (
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
+#: What measures the coverage, if anything does.
+TRACER = sys.gettrace()
+
+
+def pytest_runtest_setup() -> None:
+    """Go on measuring: Python drops a tracer in which a test for deep recursion ends."""
+    if TRACER is not None and sys.gettrace() is None:
+        sys.settrace(TRACER)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[object]:
     """Look for no garbage while modules are imported, and later not in what they hold.
