@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 
+from storage_backends.compute import threads
 from storage_backends.compute.c_library import c_function
 from storage_backends.errors import ArchiveExistsError, ArchiveWriteError
 
@@ -23,6 +24,8 @@ RANDOM = "[0-9a-f]" * 8
 SWAPPED = ".old"
 #: Prefix of directories that are being removed; any process may finish their removal.
 _REMOVED = ".scdl-removed-"
+#: Files to flush at once.
+_FLUSHED_AT_ONCE = 8
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -166,11 +169,15 @@ def flush(path: str) -> None:
 
 
 def flush_tree(root: str) -> None:
-    """Flush a directory and all files and directories in it."""
-    for directory, _, files in os.walk(root, topdown=False):
-        for name in files:
-            path = os.path.join(directory, name)
-            # Skip dangling links and pipes, which a modified archive may contain.
-            if os.path.isfile(path):
-                flush(path)
-        flush(directory)
+    """Flush a directory and all files and directories in it.
+
+    Several at a time, so that the file system writes its journal once for many of them.
+    """
+    paths = []
+    for directory, _, files in os.walk(root):
+        inside = (os.path.join(directory, name) for name in files)
+        # Skip dangling links and pipes, which a modified archive may contain.
+        paths += [directory, *filter(os.path.isfile, inside)]
+    with threads.pool_of(_FLUSHED_AT_ONCE, "scdl-flush") as pool:
+        for _ in pool.map(flush, paths):
+            pass
