@@ -27,6 +27,8 @@ BLOCK = 32
 MOST_ITEMS, GAP_BITS = 1 << 12, 40
 #: Types of items: unsigned and signed integers, and floats.
 UNSIGNED, SIGNED, FLOAT = range(3)
+#: The same by the kind of a dtype.
+KINDS = {"u": UNSIGNED, "i": SIGNED, "f": FLOAT}
 
 #: Instead of the largest item of a frame: it is invalid, or its items do not ascend.
 INVALID, MIXED = -1, -2

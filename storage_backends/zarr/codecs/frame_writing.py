@@ -8,18 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.compute.jit import kernel
-from storage_backends.directory.content import checksum
 from storage_backends.zarr.codecs.blosc import CRC32C, crc32c_at, leading_zeros, put_word
 from storage_backends.zarr.codecs.frame_format import (
     BLOCK,
+    ENTRY_BYTES,
+    FLOAT,
     GAP_BITS,
     GAPS,
+    KINDS,
     MAGIC,
     MOST_ITEMS,
     OFFSETS,
     RAW,
+    SIGNED,
     SUM_BYTES,
     TABLE,
+    TAIL_BYTES,
     VERSION,
     WIDE,
     Integer,
@@ -31,67 +35,121 @@ _LEAST_ITEMS = 128
 _FRAME_ITEMS = 1 << 10
 #: Most distinct items in a table, and slots to find them, a power of two.
 _MOST_DISTINCT, _SLOTS = 1 << 11, 1 << 13
-#: Integers of these magnitudes are exact as floats.
-_EXACT = {4: 1 << 24, 8: 1 << 53}
+#: Most bytes that are written beyond the last frame: a block of the widest numbers.
+_BEYOND = 8 * BLOCK + 64
 
 
 def encode(values: NDArray[Any], ends: NDArray[np.int64] | None = None) -> bytes:
-    """Encode a chunk.
+    """Encode a chunk, see :func:`encode_chunks`."""
+    return encode_chunks(values, max(len(values), 1), ends)[0]
+
+
+def encode_chunks(
+    values: NDArray[Any], chunk_items: int, ends: NDArray[np.int64] | None = None
+) -> tuple[bytes, list[int]]:
+    """Encode consecutive chunks; returns their bytes and the size of each.
 
     Parameters
     ----------
     values
         The items, one-dimensional numbers.
+    chunk_items
+        Items of a chunk; the last one may have fewer.
     ends
-        Where rows end, in ascending order; the end of the chunk may be left out. Frames end there,
-        but short rows share one, and long ones have several. Default: after every 1,024 items.
+        Where rows end, in ascending order. Frames end there, but short rows share one, and long
+        ones have several. Default: after every 1,024 items of a chunk.
     """
     n, itemsize = len(values), values.itemsize
     if ends is None:
         ends = np.arange(_FRAME_ITEMS, n, _FRAME_ITEMS)
-    edges = _edges(np.append(ends[(ends > 0) & (ends < n)], n))
-    # One type, one compiled kernel.
-    bits = values.view(f"u{itemsize}").astype(np.uint64)
-    numbers, exact = _numbers(values)
-    directory = np.empty((len(edges), 2), "<u2")
-    out = np.empty(len(edges) * (16 + SUM_BYTES) + n * (itemsize + 1) + 64, np.uint8)
-    size = _write_frames(CRC32C, bits, itemsize, numbers, exact, edges, directory, out)
-    tail = directory.tobytes() + np.array([len(edges), MAGIC | VERSION << 24], "<u4").tobytes()
-    return out[:size].tobytes() + tail + checksum(tail)
-
-
-def _numbers(values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The items as integers, and which of them these represent bit by bit; empty if all."""
-    if values.dtype.kind != "f":
-        return values.astype(np.int64), np.empty(0, np.bool_)
-    exact = np.zeros(len(values), np.bool_)
-    limit = _EXACT.get(values.itemsize)
-    if limit is None:
-        return np.zeros(len(values), np.int64), exact
-    with np.errstate(invalid="ignore"):
-        numbers = values.astype(np.int64)
-    bits = f"u{values.itemsize}"
-    exact = (np.abs(values) <= limit) & (
-        numbers.astype(values.dtype).view(bits) == values.view(bits)
-    )
-    return numbers, np.empty(0, np.bool_) if exact.all() else exact
+    sizes = np.empty(max(1, -(-n // chunk_items)), np.int64)
+    # Frames of the fewest items, one more for each chunk, and what is written beyond the end.
+    n_frames = n // _LEAST_ITEMS + 2 * len(sizes)
+    most = n_frames * (16 + SUM_BYTES + ENTRY_BYTES) + n * (itemsize + 1) + _BEYOND
+    out = np.empty(most + TAIL_BYTES * len(sizes), np.uint8)
+    # Of one type, so that there is one compiled kernel.
+    raw, kind = np.ascontiguousarray(values).view(np.uint8), KINDS[values.dtype.kind]
+    size = _encode(CRC32C, raw, itemsize, kind, n, chunk_items, ends, sizes, out)
+    return out[:size].tobytes(), sizes.tolist()
 
 
 @kernel
-def _edges(ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Ends of frames, from those of rows."""
-    n = ends[-1]
-    edges = np.empty(n // _LEAST_ITEMS + 2, np.int64)
-    count = last = 0
-    for k in range(len(ends)):
-        while ends[k] - last > MOST_ITEMS:
+def _copy(items: NDArray[Any], bits: NDArray[np.uint64]) -> None:
+    for k in range(len(bits)):
+        bits[k] = items[k]
+
+
+@kernel
+def _load_bits(raw: NDArray[np.uint8], itemsize: Integer, bits: NDArray[np.uint64]) -> None:
+    """Read the bits of items."""
+    if itemsize == 1:
+        _copy(raw, bits)
+    elif itemsize == 2:
+        _copy(raw.view(np.uint16), bits)
+    elif itemsize == 4:
+        _copy(raw.view(np.uint32), bits)
+    else:
+        _copy(raw.view(np.uint64), bits)
+
+
+@kernel
+def _integers(floats: NDArray[Any], numbers: NDArray[np.int64]) -> bool:
+    """Convert floats to the integers that represent them bit by bit; False if one has none."""
+    limit = 1 << (24 if floats.itemsize == 4 else 53)
+    wrong = 0
+    for k in range(len(numbers)):
+        number = floats[k]
+        # The conversion of others is undefined.
+        integer = np.int64(number) if abs(number) <= limit else 0
+        numbers[k] = integer
+        wrong += (integer != number) | ((integer == 0) & np.signbit(number))
+    return wrong == 0
+
+
+@kernel
+def _load(raw: NDArray[np.uint8], itemsize: Integer, kind: Integer,
+          numbers: NDArray[np.int64], bits: NDArray[np.uint64]) -> bool:  # fmt: skip
+    """Read items as integers; False if these do not represent them bit by bit.
+
+    `bits` are the same memory as `numbers`.
+    """
+    if kind == FLOAT and itemsize == 2:
+        return False
+    if kind == FLOAT:
+        if itemsize == 4:
+            return _integers(raw.view(np.float32), numbers)
+        return _integers(raw.view(np.float64), numbers)
+    _load_bits(raw, itemsize, bits)
+    if kind == SIGNED:
+        shift = 64 - 8 * itemsize
+        for k in range(len(numbers)):
+            numbers[k] = (numbers[k] << shift) >> shift
+    return True
+
+
+@kernel
+def _find_edges(
+    ends: NDArray[np.int64], first: Integer, start: Integer, stop: Integer,
+    edges: NDArray[np.int64],
+) -> tuple[Integer, Integer]:  # fmt: skip
+    """Find the ends of the frames of a chunk, from those of rows from `first` on.
+
+    Returns the number of frames, and of the first end that is not before the end of the chunk.
+    """
+    count, last = 0, start
+    while last < stop:
+        end = ends[first] if first < len(ends) and ends[first] < stop else stop
+        while end - last > MOST_ITEMS:
             last += MOST_ITEMS
             edges[count] = last
             count += 1
-        if ends[k] - last >= _LEAST_ITEMS or (ends[k] == n and last < n):
-            edges[count] = last = ends[k]
+        if end - last >= _LEAST_ITEMS or end == stop:
+            edges[count] = last = end
             count += 1
-    return edges[:count]
+        first += end < stop
+    while first < len(ends) and ends[first] < stop:
+        first += 1
+    return count, first
 
 
 @kernel
@@ -104,24 +162,29 @@ def _widths(
     numbers: NDArray[np.uint64], n: Integer, widths: NDArray[np.uint8]
 ) -> tuple[Integer, Integer]:
     """Find the widths of blocks; returns the bytes of packed numbers, and the largest width."""
-    size = most = 0
-    for block in range((n + BLOCK - 1) // BLOCK):
-        start, stop = block * BLOCK, min(n, block * BLOCK + BLOCK)
+    n_blocks = (n + BLOCK - 1) // BLOCK
+    numbers[n : n_blocks * BLOCK] = 0
+    size = most = width = 0
+    for block in range(n_blocks):
         union = np.uint64(0)
-        for k in range(start, stop):
-            union |= numbers[k]
+        for k in range(BLOCK):
+            union |= numbers[block * BLOCK + k]
         width = _bit_length(union)
         widths[block] = width
-        size += ((stop - start) * width + 7) >> 3
+        size += width * (BLOCK // 8)
         most = max(most, width)
-    n_blocks = (n + BLOCK - 1) // BLOCK
+    # The last block may be shorter.
+    size -= (width * (n_blocks * BLOCK - n)) >> 3
     return size + (n_blocks if most > 15 else (n_blocks + 1) // 2), most
 
 
 @kernel
 def _pack(numbers: NDArray[np.uint64], n: Integer, widths: NDArray[np.uint8], wide: bool,
           out: NDArray[np.uint8], at: Integer) -> Integer:  # fmt: skip
-    """Write packed numbers; returns the position after them."""
+    """Write packed numbers, which zeros follow to the end of the last block.
+
+    Returns the position after them.
+    """
     n_blocks = (n + BLOCK - 1) // BLOCK
     for block in range(n_blocks):
         if wide:
@@ -131,21 +194,47 @@ def _pack(numbers: NDArray[np.uint64], n: Integer, widths: NDArray[np.uint8], wi
         else:
             out[at + (block >> 1)] = widths[block]
     at += n_blocks if wide else (n_blocks + 1) // 2
+    joined = np.empty(BLOCK // 4, np.uint64)
     for block in range(n_blocks):
-        width = np.int64(widths[block])
-        word, filled = np.uint64(0), np.int64(0)
-        for k in range(block * BLOCK, min(n, block * BLOCK + BLOCK)):
-            word |= numbers[k] << np.uint64(filled)
-            filled += width
-            if filled >= 64:
-                put_word(out, at, word)
-                at, filled = at + 8, filled - 64
-                # A shift by 64 would have no effect.
-                word = numbers[k] >> np.uint64(width - filled) if filled else np.uint64(0)
-        # What is written beyond the last byte is written again.
-        put_word(out, at, word)
-        at += (filled + 7) >> 3
+        width, first = np.int64(widths[block]), block * BLOCK
+        if width <= 16:
+            # What is written beyond the last byte is written again.
+            _join(numbers, first, width, joined)
+            _put_numbers(joined, 4 * width, out, at)
+        else:
+            _put_numbers(numbers[first : first + BLOCK], width, out, at)
+        at += (min(n - first, BLOCK) * width + 7) >> 3
     return at
+
+
+@kernel
+def _join(
+    numbers: NDArray[np.uint64], first: Integer, width: Integer, out: NDArray[np.uint64]
+) -> None:
+    """Join each four numbers of a block to one that is four times as wide."""
+    w = np.uint64(width)
+    for k in range(len(out)):
+        at = first + 4 * k
+        low = numbers[at] | numbers[at + 1] << w
+        high = numbers[at + 2] | numbers[at + 3] << w
+        out[k] = low | high << (w + w)
+
+
+@kernel
+def _put_numbers(
+    numbers: NDArray[np.uint64], width: Integer, out: NDArray[np.uint8], at: Integer
+) -> None:
+    """Write numbers of a width one after the other."""
+    word, filled = np.uint64(0), np.int64(0)
+    for k in range(len(numbers)):
+        word |= numbers[k] << np.uint64(filled)
+        filled += width
+        if filled >= 64:
+            put_word(out, at, word)
+            at, filled = at + 8, filled - 64
+            # A shift by 64 would have no effect.
+            word = numbers[k] >> np.uint64(width - filled) if filled else np.uint64(0)
+    put_word(out, at, word)
 
 
 @kernel
@@ -177,21 +266,75 @@ def _put(word: np.uint64, n_bytes: Integer, out: NDArray[np.uint8], at: Integer)
 
 
 @kernel
+def _find_gaps(items: NDArray[np.int64], gaps: NDArray[np.uint64]) -> bool:
+    """Find the differences of items, minus 1; False if they do not ascend from 0 or more."""
+    n = len(items)
+    gaps[0] = np.uint64(items[0])
+    falls = items[0] < 0
+    # Most that do not ascend fall early.
+    for start in range(1, n, BLOCK):
+        for k in range(start, min(start + BLOCK, n)):
+            falls |= items[k] <= items[k - 1]
+            gaps[k] = np.uint64(items[k] - items[k - 1] - 1)
+        if falls:
+            return False
+    return True
+
+
+@kernel
+def _encode(
+    crc32c: Integer,
+    raw: NDArray[np.uint8],
+    itemsize: Integer,
+    kind: Integer,
+    n: Integer,
+    chunk_items: Integer,
+    ends: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    out: NDArray[np.uint8],
+) -> Integer:
+    """Write chunks, and note the size of each; returns the size of all."""
+    edges = np.empty(min(n, chunk_items) // _LEAST_ITEMS + 2, np.int64)
+    directory = np.empty((len(edges), 2), np.uint16)
+    # Variables and constants would be two types.
+    at = end = np.int64(0)
+    for chunk in range(len(sizes)):
+        begin, start = at, chunk * chunk_items
+        n_frames, end = _find_edges(ends, end, start, min(n, start + chunk_items), edges)
+        at = _write_frames(
+            crc32c, raw, itemsize, kind, start, edges[:n_frames], directory, out, at
+        )
+        tail = at
+        for frame in range(n_frames):
+            at = _put(np.uint64(directory[frame, 0]), 2, out, at)
+            at = _put(np.uint64(directory[frame, 1]), 2, out, at)
+        at = _put(np.uint64(n_frames), 4, out, at)
+        at = _put(np.uint64(MAGIC | VERSION << 24), 4, out, at)
+        found = crc32c_at(crc32c, out.ctypes.data + tail, at - tail)
+        at = _put(np.uint64(found), SUM_BYTES, out, at)
+        sizes[chunk] = at - begin
+    return at
+
+
+@kernel
 def _write_frames(
     crc32c: Integer,
-    bits: NDArray[np.uint64],
+    raw: NDArray[np.uint8],
     itemsize: Integer,
-    values: NDArray[np.int64],
-    exact: NDArray[np.bool_],
+    kind_of_items: Integer,
+    first: Integer,
     edges: NDArray[np.int64],
     directory: NDArray[np.uint16],
     out: NDArray[np.uint8],
+    at: Integer,
 ) -> Integer:
-    """Write frames and the directory of a chunk; returns the size of the frames.
+    """Write the frames of a chunk whose items begin at `first`; returns the position after them.
 
-    Each frame has the kind that takes the fewest bytes.
+    Each frame has the kind that takes the fewest bytes. The directory gets the items and bytes of
+    each.
     """
-    at = first = 0
+    items = np.empty(MOST_ITEMS, np.int64)
+    bits = items.view(np.uint64)
     numbers, gaps = np.empty(MOST_ITEMS, np.uint64), np.empty(MOST_ITEMS, np.uint64)
     widths = np.empty(MOST_ITEMS // BLOCK, np.uint8)
     other = np.empty(MOST_ITEMS // BLOCK, np.uint8)
@@ -201,9 +344,8 @@ def _write_frames(
         n = stop - first
         size, kind, n_table, n_base, most = n * itemsize, RAW, 0, 0, 0
         base = np.int64(0)
-        is_exact = len(exact) == 0 or exact[first:stop].all()
-        if is_exact:
-            items = values[first:stop]
+        part = raw[first * itemsize : stop * itemsize]
+        if _load(part, itemsize, kind_of_items, items[:n], bits[:n]):
             base = items[0]
             for k in range(n):
                 base = min(base, items[k])
@@ -214,20 +356,17 @@ def _write_frames(
             n_base = (_bit_length(base if base >= 0 else ~base) + 8) // 8
             if found + 1 + n_base < size:
                 size, kind, most = found + 1 + n_base, OFFSETS, largest
-            previous, k = np.int64(-1), 0
-            while k < n and items[k] > previous:
-                gaps[k] = np.uint64(items[k] - previous - 1)
-                previous, k = items[k], k + 1
-            if k == n:
+            if _find_gaps(items[:n], gaps):
                 found, largest = _widths(gaps, n, other)
                 if found < size and largest <= GAP_BITS:
                     size, kind, most = found, GAPS, largest
                     numbers, gaps, widths, other = gaps, numbers, other, widths
         else:
-            n_table = _find_table(bits[first:stop], slots, distinct)
+            _load_bits(part, itemsize, bits[:n])
+            n_table = _find_table(bits[:n], slots, distinct)
             if n_table:
                 for k in range(n):
-                    numbers[k] = np.searchsorted(distinct[:n_table], bits[first + k])
+                    numbers[k] = np.searchsorted(distinct[:n_table], bits[k])
                 found, largest = _widths(numbers, n, widths)
                 if found + 2 + n_table * itemsize < size:
                     kind, most = TABLE, largest
@@ -240,8 +379,9 @@ def _write_frames(
             for k in range(n_table):
                 at = _put(distinct[k], itemsize, out, at)
         if kind == RAW:
-            for k in range(first, stop):
-                at = _put(bits[k], itemsize, out, at)
+            for k in range(len(part)):
+                out[at + k] = part[k]
+            at += len(part)
         else:
             at = _pack(numbers, n, widths, most > 15, out, at)
         found = crc32c_at(crc32c, out.ctypes.data + begin, at - begin)

@@ -15,13 +15,12 @@ from storage_backends.zarr.codecs.profiles import PACKED
 from storage_backends.zarr.plan import Bound, ChunkPieces
 
 NAME = PACKED
-_KINDS = {"u": frame_format.UNSIGNED, "i": frame_format.SIGNED, "f": frame_format.FLOAT}
 _EVERYTHING = Bound(0, np.empty(0, np.uint32))
 
 
 def kind_of(dtype: np.dtype[Any]) -> int:
     """Kind of the items of a type."""
-    return _KINDS[dtype.kind]
+    return frame_format.KINDS[dtype.kind]
 
 
 def place(
