@@ -12,7 +12,6 @@ import zarr
 from numpy.typing import NDArray
 
 from storage_backends.base import ArraySpec
-from storage_backends.compute import threads
 from storage_backends.compute.traffic import TRAFFIC
 from storage_backends.directory.content import Content
 from storage_backends.directory.recorder import Recorder
@@ -22,6 +21,7 @@ from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.chunks.shards import ShardedChunks
 from storage_backends.zarr.chunks.writing import ENCODING, ArrayBuilder
 from storage_backends.zarr.codecs import row_tables
+from storage_backends.zarr.codecs.chain import Encoded, ends_within
 from storage_backends.zarr.codecs.profiles import OF, SAME, Profile
 from storage_backends.zarr.codecs.repeating_codec import Repetition
 
@@ -138,27 +138,24 @@ class OfBuilder(ArrayBuilder):
         self._other, self._path_of_other = other, path_of_other
         super().__init__(recorder, path, name, first, profile)
         self._chunk_rows = other.chunk_rows
-        self._chunk = self._new_chunk()
+        self._run = self._new_run()
 
     def _use_chain(self) -> None:
         self._narrow = False
 
-    def _submit(self, chunk: NDArray[Any], ends: NDArray[np.int64] | None = None) -> None:
-        number = self._shards.n_chunks + len(self._pending)
-        self._pending.append((chunk, threads.submit(self._encode_tables, number, chunk, ends)))
-        self._drain(2 * threads.n_threads())
-
-    def _encode_tables(
-        self, number: int, values: NDArray[Any], ends: NDArray[np.int64] | None
-    ) -> bytes:
-        start = number * self._chunk_rows
-        stop = min(start + self._chunk_rows, self._other.spec.length)
-        others = np.empty(stop - start, self._other.spec.dtype)
-        self._other.read(np.array([start]), np.array([stop]), others)
-        data = row_tables.encode(values[: len(others)], others, ends)
-        if data is None:
-            raise UnrelatedError
-        return data
+    def _encode(self, first: int, values: NDArray[Any], ends: NDArray[np.int64] | None) -> Encoded:
+        n_items = min(len(values), self._other.spec.length - first)
+        others = np.empty(n_items, self._other.spec.dtype)
+        self._other.read(np.array([first]), np.array([first + n_items]), others)
+        chunks = []
+        for start in range(0, n_items, self._chunk_rows):
+            stop = min(start + self._chunk_rows, n_items)
+            within = None if ends is None else ends_within(ends, start, stop)
+            data = row_tables.encode(values[start:stop], others[start:stop], within)
+            if data is None:
+                raise UnrelatedError
+            chunks.append(data)
+        return b"".join(chunks), [len(chunk) for chunk in chunks]
 
     def write_metadata(self, root: zarr.Group) -> None:
         chunk_rows = self._chunk_rows * self._per_shard

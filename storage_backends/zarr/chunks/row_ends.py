@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_backends.zarr.codecs.chain import ends_within
+
 
 class RowEnds:
     """Ends of the rows of an array, of which earlier ones are dropped once they are used.
@@ -39,8 +41,7 @@ class RowEnds:
             self._ends.popleft()
         found = []
         for ends in self._ends:
-            first, last = np.searchsorted(ends, (start + 1, stop))
-            found.append(ends[max(0, first - 1) : last + 1] - start)
+            found.append(ends_within(ends, start, stop))
             if ends[-1] >= stop:
                 break
         return np.concatenate(found)

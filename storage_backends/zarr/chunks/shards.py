@@ -149,18 +149,24 @@ class ShardWriter:
         """Go on after full shards that the directory has already."""
         self.n_chunks = n_shards * self._per_shard
 
-    def append(self, data: bytes) -> None:
-        """Write the next chunk."""
-        if self._file is None:
-            path = f"{self._directory}/{self.n_chunks // self._per_shard}{self._suffix}"
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            self._file = self._create(path)
-        self._write(self._file, data)
-        self._index.append((self._offset, len(data)))
-        self._offset += len(data)
-        self.n_chunks += 1
-        if len(self._index) == self._per_shard:
-            self._end_shard(self._file, self._per_shard)
+    def append(self, data: bytes, sizes: Sequence[int]) -> None:
+        """Write the next chunks, one after the other in `data`."""
+        rest, at = memoryview(data), 0
+        while at < len(sizes):
+            if self._file is None:
+                path = f"{self._directory}/{self.n_chunks // self._per_shard}{self._suffix}"
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                self._file = self._create(path)
+            fitting = sizes[at : at + self._per_shard - len(self._index)]
+            for size in fitting:
+                self._index.append((self._offset, size))
+                self._offset += size
+            n_bytes = sum(fitting)
+            self._write(self._file, rest[:n_bytes])
+            rest, at = rest[n_bytes:], at + len(fitting)
+            self.n_chunks += len(fitting)
+            if len(self._index) == self._per_shard:
+                self._end_shard(self._file, self._per_shard)
 
     def finish(self) -> int:
         """End the last shard; returns the number of chunks per shard."""
@@ -179,6 +185,6 @@ class ShardWriter:
         self._file = None
         self._index, self._offset = [], 0
 
-    def _write(self, file: CheckedFile, data: bytes) -> None:
+    def _write(self, file: CheckedFile, data: bytes | memoryview) -> None:
         file.write(data)
         self.nbytes += len(data)

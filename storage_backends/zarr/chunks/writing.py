@@ -20,7 +20,7 @@ from storage_backends.zarr.chunks.files import LocalFiles
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.chunks.row_ends import RowEnds
 from storage_backends.zarr.chunks.shards import ShardedChunks, ShardWriter
-from storage_backends.zarr.codecs.chain import Chain
+from storage_backends.zarr.codecs.chain import Chain, Encoded, ends_within
 from storage_backends.zarr.codecs.profiles import Codec, Profile, fits_narrow
 from storage_backends.zarr.codecs.repeating_codec import Repetition
 
@@ -32,8 +32,12 @@ _CHUNKS_PER_SHARD = 1024
 _ITEMS_AT_ONCE = 1 << 18
 #: Codecs from numbers to numbers.
 _FILTERS = ("numcodecs.astype", "numcodecs.delta")
-#: Full chunks that wait for the ends of their rows: writers append these after some values.
-_MOST_WAITING = 256
+#: Most chunks of a run, which one task compresses, and its bytes: few tasks, and little memory.
+_CHUNKS_PER_RUN, _RUN_BYTES = 16, 1 << 20
+#: Bytes of runs of an array that are being compressed.
+_PENDING_BYTES = 32 << 20
+#: Full runs that wait for the ends of their rows: writers append these after some values.
+_MOST_WAITING = 16
 
 
 class ArrayBuilder:
@@ -60,16 +64,16 @@ class ArrayBuilder:
         self._directory = os.path.join(recorder.root, path, "c")
         self._dtype, self._item_shape = first.dtype, first.shape[1:]
         self.profile = profile
-        width = int(np.prod(self._item_shape, dtype=np.int64))
-        self._chunk_rows = max(1, profile.chunk_items // max(width, 1))
-        self._chunk = self._new_chunk()
+        self._width = max(1, int(np.prod(self._item_shape, dtype=np.int64)))
+        self._chunk_rows = max(1, profile.chunk_items // self._width)
+        self._run = self._new_run()
         self._filled = 0
         #: Where rows end, for codecs that decode single rows.
         self.ends = RowEnds()
-        # Full chunks that wait for the ends of their rows, with their first item.
+        # Full runs of chunks that wait for the ends of their rows, with their first item.
         self._full: deque[tuple[int, NDArray[Any]]] = deque()
-        # Chunks being compressed, in order, with their numbers in case they do not fit.
-        self._pending: deque[tuple[NDArray[Any], Future[bytes | None]]] = deque()
+        # Runs being compressed, in order, with their first item, and numbers if they do not fit.
+        self._pending: deque[tuple[int, NDArray[Any], Future[Encoded | None]]] = deque()
         self._narrow = profile.may_narrow(name, self._dtype)
         self._use_chain()
         self._shards = self._new_shards(self._directory)
@@ -94,13 +98,13 @@ class ArrayBuilder:
                 self._chunk_rows, self._most = rows, per_shard
             self._codecs, self._chain = list(codecs), reader.chain
             self._narrow = reader.chain.stored != self._dtype
-            self._chunk = self._new_chunk()
+            self._run = self._new_run()
             self._shards = self._new_shards(self._directory)
             n_full = length // rows
             n_shards = n_full // self._most if has_full_shards else 0
             self._shards.skip(n_shards)
             for data in encoded(reader, n_shards * self._most, n_full):
-                self._shards.append(data)
+                self._shards.append(data, [len(data)])
             self.length = start = n_full * rows
         else:
             self._recorder.remove(self._directory)
@@ -126,24 +130,24 @@ class ArrayBuilder:
         if not values.size:
             return
         while len(values):
-            taken = min(len(values), self._chunk_rows - self._filled)
-            self._chunk[self._filled : self._filled + taken] = values[:taken]
+            taken = min(len(values), len(self._run) - self._filled)
+            self._run[self._filled : self._filled + taken] = values[:taken]
             self._filled += taken
             values = values[taken:]
-            if self._filled == self._chunk_rows:
-                self._full.append((self.length - len(values) - self._filled, self._chunk))
-                self._chunk, self._filled = self._new_chunk(), 0
+            if self._filled == len(self._run):
+                self._full.append((self.length - len(values) - self._filled, self._run))
+                self._run, self._filled = self._new_run(), 0
         self._release(_MOST_WAITING)
 
     def close(self) -> None:
         """Write the remaining chunks; nothing can be appended afterwards."""
         if self._filled:
-            if not self._shards.n_chunks and not self._pending and not self._full:
+            if self.length < self._chunk_rows:
                 # The only chunk is as long as the array.
                 self._chunk_rows = self._filled
-            self._chunk[self._filled :] = self._chunk[self._filled - 1]
-            first = self.length - self._filled
-            self._full.append((first, self._chunk[: self._chunk_rows]))
+            n_rows = -(-self._filled // self._chunk_rows) * self._chunk_rows
+            self._run[self._filled : n_rows] = self._run[self._filled - 1]
+            self._full.append((self.length - self._filled, self._run[:n_rows]))
         self._release(0)
         self._drain(0)
         self._per_shard = self._shards.finish()
@@ -191,11 +195,13 @@ class ArrayBuilder:
 
     def abort(self) -> None:
         """Cancel pending work."""
-        for _, future in self._pending:
+        for *_, future in self._pending:
             future.cancel()
 
-    def _new_chunk(self) -> NDArray[Any]:
-        return np.empty((self._chunk_rows, *self._item_shape), self._dtype)
+    def _new_run(self) -> NDArray[Any]:
+        chunk_bytes = self._chunk_rows * self._width * self._dtype.itemsize
+        n_chunks = max(1, min(_CHUNKS_PER_RUN, _RUN_BYTES // chunk_bytes))
+        return np.empty((n_chunks * self._chunk_rows, *self._item_shape), self._dtype)
 
     def _use_chain(self) -> None:
         self._codecs = self.profile.codecs(self.name, self._dtype, narrow=self._narrow)
@@ -225,36 +231,40 @@ class ArrayBuilder:
             self._release(_MOST_WAITING)
 
     def _release(self, most: int) -> None:
-        """Compress full chunks until at most `most` wait for the ends of their rows."""
+        """Compress full runs until at most `most` wait for the ends of their rows."""
         while self._full:
-            first, chunk = self._full[0]
+            first, run = self._full[0]
             ends = None
             if self.knows_rows:
-                ends = self.ends.within(first, min(first + len(chunk), self.length))
+                ends = self.ends.within(first, min(first + len(run), self.length))
                 if ends is None and len(self._full) <= most:
                     return
             self._full.popleft()
-            self._submit(chunk, ends)
+            self._submit(first, run, ends)
 
-    def _submit(self, chunk: NDArray[Any], ends: NDArray[np.int64] | None = None) -> None:
-        self._pending.append((chunk, threads.submit(self._encode, chunk.reshape(-1), ends)))
-        self._drain(2 * threads.n_threads())
+    def _submit(self, first: int, run: NDArray[Any], ends: NDArray[np.int64] | None = None) -> None:
+        future = threads.submit(self._encode, first, run.reshape(-1), ends)
+        self._pending.append((first, run, future))
+        self._drain(max(2, min(2 * threads.n_threads(), _PENDING_BYTES // max(run.nbytes, 1))))
 
-    def _encode(self, values: NDArray[Any], ends: NDArray[np.int64] | None) -> bytes | None:
-        """A compressed chunk; None if its values do not fit the narrow type."""
+    def _encode(
+        self, first: int, values: NDArray[Any], ends: NDArray[np.int64] | None
+    ) -> Encoded | None:
+        """A compressed run of chunks; None if its values do not fit the narrow type."""
+        chunk_items = self._chunk_rows * self._width
         if self._chain.stored == values.dtype:
-            return self._chain.encode(values, ends)
+            return self._chain.encode_chunks(values, chunk_items, ends)
         narrow = fits_narrow(values)
-        return None if narrow is None else self._chain.encode(narrow, ends)
+        return None if narrow is None else self._chain.encode_chunks(narrow, chunk_items, ends)
 
     def _drain(self, most: int) -> None:
-        """Write compressed chunks until at most `most` are pending."""
+        """Write compressed runs until at most `most` are pending."""
         while len(self._pending) > most:
-            data = self._pending[0][1].result()
-            if data is None:
+            encoded = self._pending[0][2].result()
+            if encoded is None:
                 self._widen()
                 continue
-            self._shards.append(data)
+            self._shards.append(*encoded)
             self._pending.popleft()
 
     def _widen(self) -> None:
@@ -268,11 +278,13 @@ class ArrayBuilder:
         self._use_chain()
         self._shards = self._new_shards(self._directory)
         unfinished, self._pending = self._pending, deque()
-        grid = self._grid(narrow_directory, per_shard)
-        for chunk in decoded(DirectReader("", grid, narrow, 0), written, self._chunk_rows):
-            self._submit(chunk.astype(self._dtype).reshape(-1, *self._item_shape))
-        for chunk, _ in unfinished:
-            self._submit(chunk)
+        grid, rows = self._grid(narrow_directory, per_shard), self._chunk_rows
+        chunks = decoded(DirectReader("", grid, narrow, 0), written, rows)
+        for number, chunk in enumerate(chunks):
+            values = chunk.astype(self._dtype).reshape(-1, *self._item_shape)
+            self._submit(number * rows, values)
+        for first, run, _ in unfinished:
+            self._submit(first, run)
         self._recorder.remove(narrow_directory)
 
 
@@ -287,11 +299,10 @@ def encoded_bytes(
     codecs = profile.codecs(name, values.dtype, narrow=narrow is not None)
     chain = Chain.of(codecs, values.dtype)
     assert chain is not None, "a profile has unknown codecs"
-    stored, length, rows = values if narrow is None else narrow, profile.chunk_items, RowEnds()
-    rows.extend(ends)
+    stored, length = values if narrow is None else narrow, profile.chunk_items
     tasks = []
-    for start in range(0, len(stored), length):
-        chunk = stored[start : start + length]
-        within = rows.within(start, start + len(chunk)) if chain.knows_rows else None
-        tasks.append(threads.submit(chain.encode, chunk, within))
-    return sum(len(task.result()) for task in tasks)
+    for start in range(0, len(stored), length * _CHUNKS_PER_RUN):
+        run = stored[start : start + length * _CHUNKS_PER_RUN]
+        within = ends_within(ends, start, start + len(run)) if chain.knows_rows else None
+        tasks.append(threads.submit(chain.encode_chunks, run, length, within))
+    return sum(len(task.result()[0]) for task in tasks)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from storage_backends.zarr.codecs.encodings import (
 )
 from storage_backends.zarr.codecs.profiles import NARROW, Codec
 from storage_backends.zarr.plan import Bound, ChunkPieces
+
+#: The bytes of consecutive chunks, and the size of each.
+Encoded: TypeAlias = tuple[bytes, Sequence[int]]
 
 #: Constant overhead allowed for compressors, besides a share of the chunk size.
 _SLACK_BYTES = 1 << 16
@@ -111,6 +114,19 @@ class Chain:
             data = COMPRESSORS[codec["name"]].encode(data, _settings(codec))
         return data
 
+    def encode_chunks(
+        self, values: NDArray[Any], chunk_items: int, ends: NDArray[np.int64] | None = None
+    ) -> Encoded:
+        """Compress consecutive chunks of `chunk_items` numbers each."""
+        if self.in_frames:
+            return frame_writing.encode_chunks(values, chunk_items, ends)
+        chunks = []
+        for start in range(0, len(values), chunk_items):
+            chunk = values[start : start + chunk_items]
+            within = None if ends is None else ends_within(ends, start, start + len(chunk))
+            chunks.append(self.encode(chunk, within))
+        return b"".join(chunks), [len(chunk) for chunk in chunks]
+
     def decode(self, content: Content, needed: NDArray[np.int64], out: NDArray[Any]) -> None:
         """Decompress chunks into the rows of `out`, of type `stored` and as long as a chunk.
 
@@ -181,6 +197,12 @@ class Chain:
         most = out.nbytes + out.nbytes // 8 + _SLACK_BYTES
         data = decompress(data, self._compressors, most)
         SERIALIZERS[self._serializer["name"]].decode(data, out)
+
+
+def ends_within(ends: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
+    """The ends of rows in ``(start, stop)``, and one on each side of them, from `start` on."""
+    first, last = np.searchsorted(ends, (start + 1, stop))
+    return ends[max(0, first - 1) : last + 1] - start
 
 
 @kernel

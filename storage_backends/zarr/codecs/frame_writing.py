@@ -301,9 +301,7 @@ def _encode(
     for chunk in range(len(sizes)):
         begin, start = at, chunk * chunk_items
         n_frames, end = _find_edges(ends, end, start, min(n, start + chunk_items), edges)
-        at = _write_frames(
-            crc32c, raw, itemsize, kind, start, edges[:n_frames], directory, out, at
-        )
+        at = _write_frames(crc32c, raw, itemsize, kind, start, edges[:n_frames], directory, out, at)
         tail = at
         for frame in range(n_frames):
             at = _put(np.uint64(directory[frame, 0]), 2, out, at)
