@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.base import INDEX
+from storage_backends.compute.jit import kernel
 from storage_backends.compute.rowsort import sort_rows
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.layout import MATRIX_PARTS, ORDER
+from storage_backends.zarr.plan import Bound
 
 if TYPE_CHECKING:
     # They take long to import, and only the writer orders genes.
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 _VALUES_AT_ONCE = 1 << 20
 #: Bands of similar detection rates per factor of two.
 _BANDS_PER_OCTAVE = 2
-#: Cells sampled for co-expression of genes, and rounds of subspace iteration.
-_SAMPLE_CELLS, _ROUNDS = 2_048, 10
+#: Cells sampled for co-expression of genes, and rounds of subspace iteration: archives of the cells
+#: of docs/performance.md are not smaller with 2,048 and 10.
+_SAMPLE_CELLS, _ROUNDS = 1_024, 6
 #: Cells to which tables are fitted.
 _FITTED_CELLS = 1_024
 
@@ -50,7 +53,7 @@ def by_detection(rows: Rows, n_vars: int) -> NDArray[np.int64]:
     """
     counts = np.zeros(n_vars, np.int64)
     for values in _pieces(rows.indices.reader()):
-        counts += np.bincount(values, minlength=n_vars)
+        _count(values, counts)
     return _in_bands(counts, _sample(rows, n_vars))
 
 
@@ -129,17 +132,15 @@ def sampled(indptr: ArrayBuilder, n: int, *parts: ArrayBuilder) -> list[NDArray[
 
 def _main_axis(cells: sp.csr_matrix) -> NDArray[np.float64]:
     """Position of each gene on the first axis of correspondence analysis; 0 if no cell has it."""
-    import scipy.sparse as sp
-
     if 0 in cells.shape:
         return np.zeros(cells.shape[1])
-    n_cells = np.asarray(cells.sum(axis=0), np.float64).ravel()
+    n_cells = np.bincount(cells.indices, minlength=cells.shape[1]).astype(np.float64)
     weights = np.divide(1.0, np.sqrt(n_cells), where=n_cells > 0, out=np.zeros(len(n_cells)))
-    scaled = cells @ sp.diags(weights)
     # Subspace iteration; the first axis is trivial and reflects only the detection rate.
-    axes = np.random.default_rng(0).standard_normal((len(n_cells), 2))
+    axes, columns = np.random.default_rng(0).standard_normal((len(n_cells), 2)), cells.T
     for _ in range(_ROUNDS):
-        axes = np.linalg.qr(scaled.T @ (scaled @ axes))[0]
+        places = cells @ (weights[:, np.newaxis] * axes)
+        axes = np.linalg.qr(weights[:, np.newaxis] * (columns @ places))[0]
     place: NDArray[np.float64] = axes[:, -1] * weights
     return place
 
@@ -165,11 +166,11 @@ def rewrite(
                 for values in _pieces(draft.reader()):
                     final.append(values)
         return
-    rank = _ranks(order, drafts.indices.spec.dtype)
     read_data, read_indices = drafts.data.reader(), drafts.indices.reader()
+    read_indices.bound = Bound.of(mapping=_ranks(order, np.dtype(np.uint32)))
     for indptr in _row_blocks(drafts.indptr.reader()):
         values, ids = (read(r, int(indptr[0]), int(indptr[-1])) for r in (read_data, read_indices))
-        values, ids = _sorted(values, rank[ids], indptr - indptr[0], len(order))
+        values, ids = _sorted(values, ids, indptr - indptr[0], len(order))
         for final, items in ((data, values), (indices, ids)):
             if final is not None:
                 ends = indptr[1:] - indptr[0] + final.length
@@ -196,6 +197,15 @@ def sample(drafts: Rows, order: NDArray[np.int64] | None) -> dict[str, NDArray[A
     if order is not None:
         values, ids = _sorted(values, _ranks(order, ids.dtype)[ids], offsets, len(order))
     return {"data": values, "indices": ids, "ends": offsets[1:]}
+
+
+@kernel
+def _count(ids: NDArray[Any], counts: NDArray[np.int64]) -> None:
+    """Add to the counts of ids; those that are not genes are reported on reading them."""
+    for k in range(len(ids)):
+        gene = np.uint64(ids[k])
+        if gene < np.uint64(len(counts)):
+            counts[gene] += 1
 
 
 def _ranks(order: NDArray[np.int64], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -116,7 +116,7 @@ PROFILES = {
 }
 DEFAULT_PROFILE = "balanced"
 #: Profile of drafts, which are compressed again at the commit.
-DRAFT = Profile(1 << 15, "lz4")
+DRAFT = Profile(1 << 14, PACKED)
 
 
 def _codec(name: str, **configuration: Any) -> Codec:
