@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable
 from typing import Self
 
@@ -57,7 +58,11 @@ def _slice(wanted: ByteRequest | None, size: int) -> slice:
 
 
 class RecordingStore(WrapperStore[LocalStore]):
-    """A directory that records the checksum of each file written by zarr and anndata."""
+    """A directory that records the checksum of each file written by zarr and anndata.
+
+    Files of metadata are so small that reading and writing them takes less than handing them to
+    another thread, as ``LocalStore`` does.
+    """
 
     def __init__(self, store: LocalStore, recorder: Recorder) -> None:
         super().__init__(store)
@@ -66,14 +71,32 @@ class RecordingStore(WrapperStore[LocalStore]):
     def _with_store(self, store: LocalStore) -> Self:
         return type(self)(store, self._recorder)
 
+    def _path(self, key: str) -> str:
+        return os.path.join(self._recorder.root, key)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        try:
+            with open(self._path(key), "rb") as stream:
+                data = stream.read()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+        return prototype.buffer.from_bytes(data[_slice(byte_range, len(data))])
+
+    async def exists(self, key: str) -> bool:
+        return os.path.isfile(self._path(key))
+
     async def set(self, key: str, value: Buffer) -> None:
+        path = self._path(key)
         # A file that exists may be a hard link, whose content must not change.
-        self._recorder.unlink(key)
-        await self._store.set(key, value)
-        self._note(key, value)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        self._recorder.write(path, memoryview(value.as_buffer_like()).cast("B"))
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        if not await self._store.exists(key):
+        if not await self.exists(key):
             await self.set(key, value)
 
     async def _set_many(self, values: Iterable[tuple[str, Buffer]]) -> None:
@@ -91,9 +114,6 @@ class RecordingStore(WrapperStore[LocalStore]):
     async def clear(self) -> None:
         await self._store.clear()
         self._recorder.forget("")
-
-    def _note(self, key: str, value: Buffer) -> None:
-        self._recorder.note(key, memoryview(value.as_buffer_like()).cast("B"))
 
 
 class CapturingStore(WrapperStore[LocalStore]):
