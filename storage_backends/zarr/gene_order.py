@@ -94,10 +94,17 @@ def prefixes(names: Iterable[str]) -> list[str]:
 
 
 def _sorted(
-    values: NDArray[Any], ids: NDArray[Any], offsets: NDArray[np.int64], n_vars: int
+    values: NDArray[Any],
+    ids: NDArray[Any],
+    offsets: NDArray[np.int64],
+    n_vars: int,
+    found: tuple[NDArray[Any], NDArray[Any]] | None = None,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Values and ids of rows, sorted by id; values with the same id keep their order."""
-    found = np.empty_like(values), np.empty_like(ids)
+    """Values and ids of rows, sorted by id; values with the same id keep their order.
+
+    `found` is memory for them.
+    """
+    found = found or (np.empty_like(values), np.empty_like(ids))
     if sort_rows(values, ids, offsets, n_vars, *found) < 0:
         rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         order = np.lexsort((ids, rows))
@@ -168,14 +175,35 @@ def rewrite(
         return
     read_data, read_indices = drafts.data.reader(), drafts.indices.reader()
     read_indices.bound = Bound.of(mapping=_ranks(order, np.dtype(np.uint32)))
+    memory = _Memory(drafts), _Memory(drafts)
     for indptr in _row_blocks(drafts.indptr.reader()):
-        values, ids = (read(r, int(indptr[0]), int(indptr[-1])) for r in (read_data, read_indices))
-        values, ids = _sorted(values, ids, indptr - indptr[0], len(order))
+        first, last = int(indptr[0]), int(indptr[-1])
+        values, ids = memory[0].arrays(last - first)
+        read_data.read(np.array([first]), np.array([last]), values)
+        read_indices.read(np.array([first]), np.array([last]), ids)
+        found = memory[1].arrays(last - first)
+        values, ids = _sorted(values, ids, indptr - first, len(order), found)
         for final, items in ((data, values), (indices, ids)):
             if final is not None:
-                ends = indptr[1:] - indptr[0] + final.length
+                ends = indptr[1:] - first + final.length
                 final.append(items)
                 final.end_rows(ends)
+
+
+class _Memory:
+    """Values and ids of rows, whose memory is used again for other rows.
+
+    New memory has to be cleared by the system, which takes longer than sorting does.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self._parts = [part.empty() for part in rows[:2]]
+
+    def arrays(self, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Values and ids of `n` items."""
+        if n > len(self._parts[0]):
+            self._parts = [np.empty(max(n, _VALUES_AT_ONCE), p.dtype) for p in self._parts]
+        return self._parts[0][:n], self._parts[1][:n]
 
 
 def is_same(draft: ArrayBuilder, other: ArrayBuilder) -> bool:

@@ -93,7 +93,8 @@ class RecordingStore(WrapperStore[LocalStore]):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        self._recorder.write(path, memoryview(value.as_buffer_like()).cast("B"))
+        with self._recorder.create(path) as file:
+            file.write(value.as_buffer_like())
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         if not await self.exists(key):

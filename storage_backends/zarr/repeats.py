@@ -156,9 +156,9 @@ class Compression:
     ) -> None:
         self._recorder, self._paths, self._drafts = recorder, paths, drafts
         self._orders = {prefix: order if prefix in aligned else None for prefix in drafts}
-        rows = {prefix: gene_order.sample(d, self._orders[prefix]) for prefix, d in drafts.items()}
+        rows = {p: gene_order.sample(d, self._orders[p]) for p, d in drafts.items() if profile.fits}
         lengths = {prefix: one.data.spec.length for prefix, one in drafts.items()}
-        self._samples = Samples(profile, rows, lengths)
+        self._profile, self._samples = profile, Samples(profile, rows, lengths)
         self._group = Group((), "", "")
         if order is not None and profile.fits and lengths[""]:
             self._group = Group.of(aligned, self._samples, self._has_ids)
@@ -215,17 +215,20 @@ class Compression:
                 raise
         return {values.name: values, ids.name: ids}
 
+    def _profile_of(self, draft: ArrayBuilder) -> Profile:
+        return self._samples.profiles.get(draft.name, self._profile)
+
     def _alone(self, draft: ArrayBuilder) -> ArrayBuilder:
         path, _ = self._paths(draft.name)
-        profile = self._samples.profiles[draft.name]
+        profile = self._profile_of(draft)
         return ArrayBuilder(self._recorder, path, draft.name, draft.empty(), profile)
 
     def _same(self, draft: ArrayBuilder, other: str) -> SameBuilder:
-        path, profile = self._paths(draft.name)[0], self._samples.profiles[draft.name]
+        path, profile = self._paths(draft.name)[0], self._profile_of(draft)
         how = draft.name, draft.empty(), profile, self._paths(other)[1], draft.spec.length
         return SameBuilder(self._recorder, path, *how)
 
     def _of(self, draft: ArrayBuilder, other: ArrayBuilder) -> OfBuilder:
-        path, profile = self._paths(draft.name)[0], self._samples.profiles[draft.name]
+        path, profile = self._paths(draft.name)[0], self._profile_of(draft)
         how = draft.name, draft.empty(), profile, other.reader(), self._paths(other.name)[1]
         return OfBuilder(self._recorder, path, *how)

@@ -66,6 +66,8 @@ class ArrayBuilder:
         self.profile = profile
         self._width = max(1, int(np.prod(self._item_shape, dtype=np.int64)))
         self._chunk_rows = max(1, profile.chunk_items // self._width)
+        # Memory of runs that were compressed.
+        self._spare: list[NDArray[Any]] = []
         self._run = self._new_run()
         self._filled = 0
         #: Where rows end, for codecs that decode single rows.
@@ -150,6 +152,7 @@ class ArrayBuilder:
             self._full.append((self.length - self._filled, self._run[:n_rows]))
         self._release(0)
         self._drain(0)
+        self._spare.clear()
         self._per_shard = self._shards.finish()
 
     def write_metadata(self, root: zarr.Group) -> None:
@@ -199,6 +202,9 @@ class ArrayBuilder:
             future.cancel()
 
     def _new_run(self) -> NDArray[Any]:
+        """Memory of a run, which may be that of one that was compressed."""
+        if self._spare:
+            return self._spare.pop()
         chunk_bytes = self._chunk_rows * self._width * self._dtype.itemsize
         n_chunks = max(1, min(_CHUNKS_PER_RUN, _RUN_BYTES // chunk_bytes))
         return np.empty((n_chunks * self._chunk_rows, *self._item_shape), self._dtype)
@@ -265,7 +271,9 @@ class ArrayBuilder:
                 self._widen()
                 continue
             self._shards.append(*encoded)
-            self._pending.popleft()
+            _, run, _ = self._pending.popleft()
+            if len(run) == len(self._run):
+                self._spare.append(run)
 
     def _widen(self) -> None:
         """Recompress all chunks, with values in their original type."""
