@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.zarr.chunks.writing import encoded_bytes
+from storage_backends.zarr.chunks.sizes import encoded_bytes
 from storage_backends.zarr.codecs import ans_fitting
 from storage_backends.zarr.codecs.profiles import Profile, fits_narrow
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.base import INDEX
+from storage_backends.compute import threads
 from storage_backends.compute.jit import kernel
 from storage_backends.compute.rowsort import sort_rows
 from storage_backends.zarr.chunks.reading import ZarrArray
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 _VALUES_AT_ONCE = 1 << 20
 #: Bands of similar detection rates per factor of two.
 _BANDS_PER_OCTAVE = 2
-#: Cells sampled for co-expression of genes, and rounds of subspace iteration: archives of the cells
-#: of docs/performance.md are not smaller with 2,048 and 10.
+#: Cells sampled for co-expression of genes, and rounds of subspace iteration.
 _SAMPLE_CELLS, _ROUNDS = 1_024, 6
 #: Cells to which tables are fitted.
 _FITTED_CELLS = 1_024
@@ -51,16 +51,16 @@ def by_detection(rows: Rows, n_vars: int) -> NDArray[np.int64]:
     Within a band, genes follow the main axis of correspondence analysis, in alternating directions.
     Source: Greenacre, Theory and Applications of Correspondence Analysis, 1984.
     """
+    axis = threads.submit(_main_axis, _sample(rows, n_vars))
     counts = np.zeros(n_vars, np.int64)
     for values in _pieces(rows.indices.reader()):
         _count(values, counts)
-    return _in_bands(counts, _sample(rows, n_vars))
+    return _in_bands(counts, axis.result())
 
 
-def _in_bands(counts: NDArray[np.int64], cells: sp.csr_matrix) -> NDArray[np.int64]:
-    """Genes in bands of similar counts, ordered within them by the main axis of some cells."""
+def _in_bands(counts: NDArray[np.int64], axis: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Genes in bands of similar counts, ordered within them by their position on an axis."""
     band = np.floor(_BANDS_PER_OCTAVE * np.log2(np.maximum(counts, 0.5)))
-    axis = _main_axis(cells)
     return np.lexsort((np.where(band % 2, axis, -axis), -band))
 
 
@@ -77,7 +77,7 @@ def reordered(rows: Mapping[str, NDArray[Any]], n_vars: int) -> dict[str, NDArra
     offsets, ids = rows["indptr"].astype(np.int64), rows["indices"].astype(np.int64)
     ones = np.ones(len(ids), np.float32)
     cells = sp.csr_matrix((ones, ids, offsets), (len(offsets) - 1, n_vars))
-    order = _in_bands(np.bincount(ids, minlength=n_vars), cells[:_SAMPLE_CELLS])
+    order = _in_bands(np.bincount(ids, minlength=n_vars), _main_axis(cells[:_SAMPLE_CELLS]))
     found = dict(rows)
     for prefix in prefixes(rows):
         data, indices, indptr = (rows[prefix + part] for part in MATRIX_PARTS)
@@ -191,10 +191,7 @@ def rewrite(
 
 
 class _Memory:
-    """Values and ids of rows, whose memory is used again for other rows.
-
-    New memory has to be cleared by the system, which takes longer than sorting does.
-    """
+    """Values and ids of rows, whose memory is used again for other rows."""
 
     def __init__(self, rows: Rows) -> None:
         self._parts = [part.empty() for part in rows[:2]]

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from storage_backends.directory.recorder import Recorder
 from storage_backends.zarr import gene_order
 from storage_backends.zarr.chunks.repeating import OfBuilder, SameBuilder, UnrelatedError
-from storage_backends.zarr.chunks.writing import ArrayBuilder, encoded_bytes
+from storage_backends.zarr.chunks.sizes import encoded_bytes
+from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.codecs import row_tables
 from storage_backends.zarr.codecs.profiles import Profile
 from storage_backends.zarr.fitting import fitted

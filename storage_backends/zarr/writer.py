@@ -19,7 +19,8 @@ from storage_backends.capabilities import Sparse
 from storage_backends.directory.writer import DirectoryWriter
 from storage_backends.errors import BackendOptionError, refused_write
 from storage_backends.zarr import detection, elements, gene_order, layout
-from storage_backends.zarr.chunks.writing import ArrayBuilder, encoded_bytes
+from storage_backends.zarr.chunks.sizes import encoded_bytes
+from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.codecs.profiles import DEFAULT_PROFILE, DRAFT, PROFILES, Profile
 from storage_backends.zarr.layout import MATRIX_PARTS
 from storage_backends.zarr.local_stores import RecordingStore

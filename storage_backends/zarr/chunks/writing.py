@@ -20,7 +20,7 @@ from storage_backends.zarr.chunks.files import LocalFiles
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.chunks.row_ends import RowEnds
 from storage_backends.zarr.chunks.shards import ShardedChunks, ShardWriter
-from storage_backends.zarr.codecs.chain import Chain, Encoded, ends_within
+from storage_backends.zarr.codecs.chain import Chain, Encoded
 from storage_backends.zarr.codecs.profiles import Codec, Profile, fits_narrow
 from storage_backends.zarr.codecs.repeating_codec import Repetition
 
@@ -33,7 +33,7 @@ _ITEMS_AT_ONCE = 1 << 18
 #: Codecs from numbers to numbers.
 _FILTERS = ("numcodecs.astype", "numcodecs.delta")
 #: Most chunks of a run, which one task compresses, and its bytes: few tasks, and little memory.
-_CHUNKS_PER_RUN, _RUN_BYTES = 16, 1 << 20
+CHUNKS_PER_RUN, _RUN_BYTES = 16, 1 << 20
 #: Bytes of runs of an array that are being compressed.
 _PENDING_BYTES = 32 << 20
 #: Full runs that wait for the ends of their rows: writers append these after some values.
@@ -206,7 +206,7 @@ class ArrayBuilder:
         if self._spare:
             return self._spare.pop()
         chunk_bytes = self._chunk_rows * self._width * self._dtype.itemsize
-        n_chunks = max(1, min(_CHUNKS_PER_RUN, _RUN_BYTES // chunk_bytes))
+        n_chunks = max(1, min(CHUNKS_PER_RUN, _RUN_BYTES // chunk_bytes))
         return np.empty((n_chunks * self._chunk_rows, *self._item_shape), self._dtype)
 
     def _use_chain(self) -> None:
@@ -294,23 +294,3 @@ class ArrayBuilder:
         for first, run, _ in unfinished:
             self._submit(first, run)
         self._recorder.remove(narrow_directory)
-
-
-def encoded_bytes(
-    name: str, values: NDArray[Any], profile: Profile, ends: NDArray[np.int64]
-) -> int:
-    """Bytes that an array takes with a profile, whose rows end at `ends`.
-
-    See :class:`ArrayBuilder`.
-    """
-    narrow = fits_narrow(values) if profile.may_narrow(name, values.dtype) else None
-    codecs = profile.codecs(name, values.dtype, narrow=narrow is not None)
-    chain = Chain.of(codecs, values.dtype)
-    assert chain is not None, "a profile has unknown codecs"
-    stored, length = values if narrow is None else narrow, profile.chunk_items
-    tasks = []
-    for start in range(0, len(stored), length * _CHUNKS_PER_RUN):
-        run = stored[start : start + length * _CHUNKS_PER_RUN]
-        within = ends_within(ends, start, start + len(run)) if chain.knows_rows else None
-        tasks.append(threads.submit(chain.encode_chunks, run, length, within))
-    return sum(len(task.result()[0]) for task in tasks)
