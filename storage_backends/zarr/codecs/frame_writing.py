@@ -104,23 +104,41 @@ def _find_edges(
 
 
 @kernel
+def _place_of(item: np.uint64, slots: NDArray[np.int16], distinct: NDArray[np.uint64]) -> Integer:
+    """The slot of a distinct item, or the free one for it."""
+    at = np.int64((item * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(51))
+    while slots[at] >= 0 and distinct[slots[at]] != item:
+        at = (at + 1) % _SLOTS
+    return at
+
+
+@kernel
 def _find_table(
-    bits: NDArray[np.uint64], slots: NDArray[np.int64], distinct: NDArray[np.uint64]
+    bits: NDArray[np.uint64],
+    slots: NDArray[np.int16],
+    distinct: NDArray[np.uint64],
+    places: NDArray[np.uint64],
 ) -> Integer:
-    """Find the distinct items, in ascending order of their bits; 0 if they are too many."""
+    """Find the distinct items, in ascending order of their bits; 0 if they are too many.
+
+    `places` gets the place of each item among them.
+    """
     slots[:] = -1
     n = 0
     for k in range(len(bits)):
-        item = bits[k]
-        at = np.int64((item * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(51))
-        while slots[at] >= 0 and distinct[slots[at]] != item:
-            at = (at + 1) % _SLOTS
+        at = _place_of(bits[k], slots, distinct)
         if slots[at] < 0:
             if n == _MOST_DISTINCT:
                 return 0
-            slots[at], distinct[n] = n, item
+            slots[at], distinct[n] = n, bits[k]
             n += 1
+        places[k] = np.uint64(slots[at])
+    found, ranks = distinct[:n].copy(), np.empty(n, np.uint64)
     distinct[:n].sort()
+    for k in range(n):
+        ranks[slots[_place_of(distinct[k], slots, found)]] = k
+    for k in range(len(bits)):
+        places[k] = ranks[np.int64(places[k])]
     return n
 
 
@@ -202,7 +220,7 @@ def _write_frames(
     numbers, gaps = np.empty(MOST_ITEMS, np.uint64), np.empty(MOST_ITEMS, np.uint64)
     widths = np.empty(MOST_ITEMS // BLOCK, np.uint8)
     other = np.empty(MOST_ITEMS // BLOCK, np.uint8)
-    slots, distinct = np.empty(_SLOTS, np.int64), np.empty(_MOST_DISTINCT, np.uint64)
+    slots, distinct = np.empty(_SLOTS, np.int16), np.empty(_MOST_DISTINCT, np.uint64)
     for frame in range(len(edges)):
         stop, begin = edges[frame], at
         n = stop - first
@@ -227,10 +245,8 @@ def _write_frames(
                     numbers, gaps, widths, other = gaps, numbers, other, widths
         else:
             load_bits(part, itemsize, bits[:n])
-            n_table = _find_table(bits[:n], slots, distinct)
+            n_table = _find_table(bits[:n], slots, distinct, numbers)
             if n_table:
-                for k in range(n):
-                    numbers[k] = np.searchsorted(distinct[:n_table], bits[k])
                 found, largest = find_widths(numbers, n, widths)
                 if found + 2 + n_table * itemsize < size:
                     kind, most = TABLE, largest
