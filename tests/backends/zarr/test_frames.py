@@ -10,8 +10,24 @@ from hypothesis import strategies as st
 from packed_chunks import KINDS, TYPES, decoded, ends_of_rows, items, read_part, stored, values_of
 
 from storage_backends.zarr.codecs import blosc, frame_format, packed
-from storage_backends.zarr.codecs.frame_writing import encode
+from storage_backends.zarr.codecs.frame_writing import encode, encode_chunks
 from storage_backends.zarr.plan import Bound
+
+
+@given(data=st.data())
+@settings(max_examples=examples(40), deadline=None)
+def test_chunks_encoded_together(data: st.DataObject) -> None:
+    """They are the chunks that are encoded one by one."""
+    values = data.draw(items())
+    ends = data.draw(ends_of_rows(len(values)))
+    length = 1 << data.draw(st.integers(10, 13))
+    together, sizes = encode_chunks(values, length, ends)
+    expected = []
+    for start in range(0, max(len(values), 1), length):
+        within = None if ends is None else ends - start
+        expected.append(encode(values[start : start + length], within))
+    assert sizes == [len(chunk) for chunk in expected]
+    assert together == b"".join(expected)
 
 
 @given(st.data())
