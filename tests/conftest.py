@@ -13,12 +13,14 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import hypothesis
 import pytest
 from budget import NEXT, WHOLE, cover, examples, sample
 from places import SUPPORT
+from zarr.core.sync import _get_loop
 
 import scdl
 
@@ -80,28 +82,39 @@ def pytest_collection() -> Iterator[object]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out combinations of parameters in which nothing is new, of tests marked `sampled`.
+    """Leave out combinations of parameters in which nothing is new, but of tests marked `crossed`.
 
     With the newest dependencies, take three cases of each test.
     """
     groups: defaultdict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         if hasattr(item, "callspec") and (
-            NEXT or (not WHOLE and item.get_closest_marker("sampled"))
+            NEXT or not (WHOLE or item.get_closest_marker("crossed"))
         ):
             groups[item.nodeid.partition("[")[0]].append(item)
     left_out: set[pytest.Item] = set()
     for group in groups.values():
         left_out.update(group)
-        if NEXT:
-            left_out.difference_update(sample(group))
-            continue
-        # Values need not have a hash; those of one parameter are the same objects each time.
-        chosen = cover([{(k, id(v)) for k, v in i.callspec.params.items()} for i in group])
-        left_out.difference_update(group[i] for i in chosen)
+        chosen = sample(group) if NEXT else [group[i] for i in cover([*map(rows_of, group)])]
+        left_out.difference_update(chosen)
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
+
+
+def rows_of(item: pytest.Item) -> set[tuple[object, ...]]:
+    """Rows of the lists that the parameters of a test are from, one of each decorator or fixture.
+
+    Values need not have a hash; those of one row are the same objects each time.
+    """
+    values = dict(item.callspec.params)
+    rows: set[tuple[object, ...]] = set()
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0] if mark.args else mark.kwargs["argnames"]
+        if isinstance(names, str):
+            names = [name.strip() for name in names.split(",") if name.strip()]
+        rows.add((*names, *(id(values.pop(name, None)) for name in names)))
+    return rows | {(name, id(value)) for name, value in values.items()}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -113,6 +126,27 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+class AtOnce(ThreadPoolExecutor):
+    """Runs what it is given before it returns."""
+
+    def submit(self, function: Callable[..., object], /, *args: object) -> Future[object]:
+        done: Future[object] = Future()
+        try:
+            done.set_result(function(*args))
+        except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
+            done.set_exception(error)
+        return done
+
+
+@pytest.fixture(scope="session", autouse=not WHOLE)
+def zarr_in_one_thread() -> None:
+    """Let zarr-python read and write files in the thread of its loop.
+
+    It has another thread for each, which for small files takes a third of the time of a conversion.
+    """
+    _get_loop().set_default_executor(AtOnce(1))
 
 
 @pytest.fixture(scope="session")

@@ -245,7 +245,6 @@ class TestDuplicates:
 
 class TestLoader:
     @pytest.mark.parametrize("layout", ["csr", "coo", "dense", "padded"])
-    @pytest.mark.sampled
     def test_layouts(self, cells: Any, ragged: Ragged, layout: str) -> None:
         torch = pytest.importorskip("torch")
         genes = ["g15", "g4", "g0", "g9"]
@@ -324,7 +323,6 @@ def test_repeated_genes_of_float16_are_summed(tmp_path: Path, layout: str) -> No
 @pytest.mark.parametrize("name", ["a", "a.zarr"])
 @pytest.mark.parametrize("layout", sample(["csr", "coo", "dense", "padded"], 2))
 @pytest.mark.parametrize("stored", ["uint8", "float16"])
-@pytest.mark.sampled
 def test_sums_of_repeated_genes_that_the_stored_type_does_not_hold(
     tmp_path: Path, layout: str, stored: str, name: str
 ) -> None:

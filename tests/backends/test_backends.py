@@ -20,7 +20,6 @@ from storage_backends.errors import (
 from storage_backends.testing import BackendTests, small_archive
 
 
-@pytest.mark.sampled
 class TestMemmap(BackendTests):
     backend = registry.backend("memmap")
 
@@ -29,7 +28,6 @@ class TestMemmap(BackendTests):
         super().test_spawned_process(store)
 
 
-@pytest.mark.sampled
 class TestZarr(BackendTests):
     backend = registry.backend("zarr")
 
@@ -37,7 +35,6 @@ class TestZarr(BackendTests):
         return str(tmp_path / "archive.zarr")
 
 
-@pytest.mark.sampled
 class TestMemory(BackendTests):
     backend = registry.backend("memory")
     local = False

@@ -22,7 +22,6 @@ from storage_backends.testing import BackendTests
 CELLS = random_cells(300, 20)
 
 
-@pytest.mark.sampled
 class TestArrow(BackendTests):
     backend = BACKEND
 

@@ -144,7 +144,6 @@ class TestOtherObjects:
             *((call, kind) for call in CALLS for kind in ("dataset", "nothing")),
         ],
     )
-    @pytest.mark.sampled
     def test_one_sentence_that_says_what_to_do(self, place: Path, call: str, kind: str) -> None:
         if kind == "loader":
             pytest.importorskip("torch")
@@ -164,7 +163,6 @@ class TestOtherObjects:
 
     @pytest.mark.parametrize("call", CALLS)
     @pytest.mark.parametrize("path", ["", "  ", "a\0b", Path("s3://bucket/x.zarr")])
-    @pytest.mark.sampled
     def test_what_no_path_can_be(self, place: Path, call: str, path: Any) -> None:
         with pytest.raises(PathError) as caught:
             CALLS[call](path)

@@ -190,7 +190,6 @@ class TestOtherPaths:
     @pytest.mark.parametrize(
         "name", ["cells.h5ad", "x.loom", "x.csv", "absent", "nowhere", "s3:/a"]
     )
-    @pytest.mark.sampled
     def test_one_line(self, source: Path, scdl_command: Run, command: str, name: str) -> None:
         source.with_name("x.loom").write_text("something")
         source.with_name("x.csv").write_text("a,b")

@@ -80,7 +80,6 @@ AXES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", AXES)
-@pytest.mark.sampled
 def test_what_has_one_column_axis_is_refused(mixed: Any, name: str) -> None:
     if name not in ("var", "var_names", "scipy", "dense", "a part of a batch"):
         pytest.importorskip("torch")
@@ -233,7 +232,6 @@ def test_an_anndata_of_several_gene_spaces_is_refused(mixed: Any) -> None:
 
 @pytest.mark.parametrize("stored", ["uint16", "float32", "float16"])
 @pytest.mark.parametrize("name", ["a", "a.zarr", "collection"])
-@pytest.mark.sampled
 def test_totals_count_all_genes(tmp_path: Path, name: str, stored: str) -> None:
     pytest.importorskip("torch")
     adata = annotated([f"g{i}" for i in range(20)], n_obs=30)

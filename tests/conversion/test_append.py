@@ -291,7 +291,6 @@ def assert_same_matrices(grown, whole):
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
 @pytest.mark.parametrize("chunks", ["small", "default"])
 @pytest.mark.parametrize("kind", ["fast", "archive"])
-@pytest.mark.sampled
 @settings(max_examples=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.integers(0, 25), min_size=2, max_size=3),
@@ -408,7 +407,6 @@ def joined(parts):
 @pytest.mark.parametrize("block_values", [7, 1 << 20])
 @pytest.mark.parametrize("matrix", ["raw/X", "X"])
 @pytest.mark.parametrize("kind", ["fast", "archive"])
-@pytest.mark.sampled
 def test_elements_of_other_columns(tmp_path, kind, matrix, block_values, sizes):
     """Matrices beside raw/X, raw/X beside X, and sparse matrices in obsm grow."""
     parts = [with_raw(n, i) for i, n in enumerate(sizes)]
@@ -615,7 +613,6 @@ def joined_table(parts):
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
 @pytest.mark.parametrize("chunks", ["small", "default"])
 @pytest.mark.parametrize("kind", ["fast", "archive"])
-@pytest.mark.sampled
 @settings(max_examples=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.integers(0, 25), min_size=2, max_size=3),

@@ -69,7 +69,6 @@ def marked(adata: anndata.AnnData, seed: int = 0) -> anndata.AnnData:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["h5ad", "store", "archive", "object", "view", "backed"])
 @pytest.mark.parametrize("both", [False, True], ids=["cells", "both"])
-@pytest.mark.sampled
 def test_as_the_copy_of_a_view(
     tmp_path: Path, options: dict[str, Any], raw: bool, layout: str, kind: str, both: bool
 ) -> None:
@@ -342,7 +341,6 @@ def test_unique_names_of_chosen_cells(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["counts", "floats", "repeated", "dense", "csc"])
 @pytest.mark.parametrize("options", [*BACKENDS, {"shuffle": 1}], ids=["memmap", "zarr", "shuffled"])
-@pytest.mark.sampled
 def test_quality_is_that_of_scanpy(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     scanpy = pytest.importorskip("scanpy")
     cells = random_cells(40, 30, dtype="<f4" if kind == "floats" else "<u2", density=0.2,

@@ -77,7 +77,6 @@ def test_what_anndata_reads(matrix: Cells, encoding: Encoding, block_values: int
 
 @pytest.mark.parametrize("layout", ["csr", "csc", "dense"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.sampled
 def test_every_dtype_in_every_layout(tmp_path: Path, layout: str, dtype: str) -> None:
     matrix = random_cells(30, 20, dtype=dtype, seed=3)
     source = write_h5ad(tmp_path / "a.h5ad", matrix, Encoding(layout))

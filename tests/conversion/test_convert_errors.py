@@ -211,7 +211,6 @@ class TestMatrix:
     @pytest.mark.parametrize("layout", ["csr", "csc"])
     @pytest.mark.parametrize("index", [6, 8, 10_000, -1, -(2**31)])
     @pytest.mark.parametrize("block_values", [3, 1 << 20])
-    @pytest.mark.sampled
     def test_indices_out_of_range(
         self, source: Path, out: Path, layout: str, index: int, block_values: int
     ) -> None:

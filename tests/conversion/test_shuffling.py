@@ -186,7 +186,6 @@ def test_buffers_grow_with_the_square_root(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("options", BACKENDS, ids=["memmap", "zarr"])
 @pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("kind", ["h5ad", "store", "archive"])
-@pytest.mark.sampled
 def test_everything_goes_along(
     tmp_path: Path, options: dict[str, Any], raw: bool, kind: str
 ) -> None:

@@ -529,7 +529,6 @@ class TestProcessesAndThreads:
 
 @pytest.mark.parametrize("dtype", ["u4", "u8"])
 @pytest.mark.parametrize("value", [-5, 1 << 20])
-@pytest.mark.sampled
 def test_damaged_offsets_are_an_error(tmp_path: Path, dtype: str, value: int) -> None:
     """Also where the offset before or behind it is right, and with other archives beside."""
     contents = small_archive(20, 30, dtypes=("float32", "uint16", np.dtype(dtype).name))

@@ -188,7 +188,6 @@ def test_that_it_succeeds(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("how", ["flatten", "concat"])
 @pytest.mark.parametrize("form", [*FORMS])
-@pytest.mark.sampled
 def test_what_is_lost_is_told(tmp_path: Path, form: str, how: str) -> None:
     """Also where its name ends as a part of a sparse matrix does."""
     named = [(mapping, key) for mapping in ("layers", "obsp", "varm") for key in KEYS]

@@ -334,7 +334,6 @@ def test_sources_of_archives_keep_fields(
 
 @pytest.mark.parametrize("kind", list(BACKENDS))
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-@pytest.mark.sampled
 def test_exported_as_layers(
     two: tuple[Path, list[ad.AnnData]], tmp_path: Path, kind: str, suffix: str
 ) -> None:

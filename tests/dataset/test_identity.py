@@ -77,7 +77,6 @@ def is_changed(cells: Any, how: str) -> bool:
 
 
 @pytest.mark.parametrize("how", [*CHANGES])
-@pytest.mark.sampled
 def test_the_working_directory_changes(
     place: Path, name: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +136,6 @@ def test_names_with_colons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("how", [*CHANGES])
-@pytest.mark.sampled
 def test_a_link_leads_elsewhere(place: Path, name: str, how: str) -> None:
     link = place / "link"
     link.symlink_to(place / "d1" / name)
@@ -155,7 +153,6 @@ def test_a_link_leads_elsewhere(place: Path, name: str, how: str) -> None:
 
 @pytest.mark.parametrize("how", [*CHANGES])
 @pytest.mark.parametrize("what", ["replaced", "moved"])
-@pytest.mark.sampled
 def test_another_stands_there(place: Path, name: str, how: str, what: str) -> None:
     path = place / "d1" / name
     cells = scdl.open(path)

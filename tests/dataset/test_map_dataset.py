@@ -75,7 +75,6 @@ class TestTorchComesLater:
         map_dataset.MapDataset.__bases__ = (Dataset,)
 
     @pytest.mark.parametrize("check", CHECKS)
-    @pytest.mark.sampled
     def test_whatever_is_asked_first(self, before: None, reader: Any, check: str) -> None:
         assert reader.__class__ is type(reader)
         assert not isinstance(reader, Dataset)
@@ -141,7 +140,6 @@ ROWS = {
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-@pytest.mark.sampled
 def test_several_cells_are_a_list(reader: Any, rows: Any) -> None:
     expected = np.arange(N_OBS)[rows.numpy() if isinstance(rows, torch.Tensor) else rows]
     found = reader[rows]

@@ -50,7 +50,6 @@ def path(request: pytest.FixtureRequest, adata: ad.AnnData, tmp_path_factory: An
 
 
 @pytest.mark.parametrize("matrix", ["X", "layers/counts", "layers/unsorted"])
-@pytest.mark.sampled
 def test_reading(path: Path, adata: ad.AnnData, matrix: str) -> None:
     ds = scdl.open(path, matrix=matrix)
     expected = adata.X if matrix == "X" else adata.layers["counts"]

@@ -222,7 +222,6 @@ def one_by_one(ids: Any, values: Any, table: Any, out_ids: Any, out: Any) -> int
 @pytest.mark.parametrize("out_dtype", ["i4", "i8", "u2"])
 @pytest.mark.parametrize("value_dtype", ["u1", "u2", "u4", "u8"])
 @pytest.mark.parametrize("id_dtype", ["u1", "u2", "i8"])
-@pytest.mark.sampled
 def test_values_are_mapped_in_lanes(id_dtype: str, value_dtype: str, out_dtype: str) -> None:
     """Also where the processor has no instruction for it."""
     rng = np.random.default_rng(0)

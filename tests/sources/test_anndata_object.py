@@ -39,7 +39,6 @@ def dense(x: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", sample([*KINDS], 2))
 @pytest.mark.parametrize("raw", [False, True])
-@pytest.mark.sampled
 def test_it_becomes_what_its_file_becomes(tmp_path: Path, kind: str, raw: bool) -> None:
     adata = annotated(raw=raw, X=KINDS[kind])
     write(adata, tmp_path / "a.h5ad")
@@ -80,7 +79,6 @@ def test_a_view(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -
 
 @pytest.mark.parametrize("kind", sample(["csr", "csc", "dense"], 2))
 @pytest.mark.parametrize("viewed", [False, True])
-@pytest.mark.sampled
 def test_one_that_is_backed(tmp_path: Path, kind: str, viewed: bool) -> None:
     adata = annotated(X=KINDS[kind])
     write(adata, tmp_path / "a.h5ad")

@@ -73,7 +73,6 @@ class TestLabels:
     @TABLES
     @pytest.mark.parametrize("dtype", ["i4", "i1", "f8"])
     @pytest.mark.parametrize("ordered", [False, True])
-    @pytest.mark.sampled
     def test_beside_the_table(
         self, source: Path, target: str, table: str, dtype: str, *, ordered: bool
     ) -> None:
@@ -125,7 +124,6 @@ class TestLabels:
     @TARGETS
     @TABLES
     @pytest.mark.parametrize("categories", [LABELS, ["T", None, "NK"]])
-    @pytest.mark.sampled
     def test_as_nullable_strings(
         self, source: Path, target: str, table: str, categories: list[str | None]
     ) -> None:
@@ -187,7 +185,6 @@ class TestText:
     @TARGETS
     @TABLES
     @pytest.mark.parametrize("fixed", [False, True])
-    @pytest.mark.sampled
     def test_utf8_that_calls_itself_ascii(
         self, source: Path, target: str, table: str, *, fixed: bool
     ) -> None:
@@ -212,7 +209,6 @@ class TestText:
     @TARGETS
     @TABLES
     @pytest.mark.parametrize("charset", ["ascii", "utf-8"])
-    @pytest.mark.sampled
     def test_what_is_no_utf8_is_left_out(
         self, source: Path, target: str, table: str, charset: str
     ) -> None:
@@ -275,7 +271,6 @@ ODD: dict[str, Callable[[h5py.File, str], object]] = {
 @TARGETS
 @TABLES
 @pytest.mark.parametrize("what", ODD)
-@pytest.mark.sampled
 def test_columns_that_are_left_out(source: Path, target: str, table: str, what: str) -> None:
     """The others come, and the report tells which did not."""
 
@@ -355,7 +350,6 @@ class TestNames:
             (np.array([True, False] * 3), ["True", "False"] * 3),
         ],
     )
-    @pytest.mark.sampled
     def test_numbers(
         self, source: Path, target: str, table: str, stored: Any, expected: list[str]
     ) -> None:
@@ -381,7 +375,6 @@ class TestNames:
 
     @TARGETS
     @TABLES
-    @pytest.mark.sampled
     def test_that_are_missing(self, source: Path, tmp_path: Path, target: str, table: str) -> None:
         """As anndata writes and reads them: an archive of such gives them back."""
 

@@ -132,7 +132,6 @@ LEFT_OUT = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("backend", ["memmap", "zarr"])
-@pytest.mark.sampled
 def test_attacks(source: Path, tmp_path: Path, name: str, backend: str) -> None:
     with h5py.File(source, "r+") as file:
         ATTACKS[name](file)

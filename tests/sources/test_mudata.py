@@ -101,7 +101,6 @@ def test_a_modality_is_kept_whole(tmp_path: Path, kind: str, alone: Any) -> None
     same(back, expected)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", ["csr", "csc", "dense", "raw"])
 def test_matrices(tmp_path: Path, kind: str, layout: str) -> None:

@@ -191,7 +191,6 @@ class TestCounts:
     )
     @pytest.mark.parametrize("backend", ["memmap", "zarr"])
     @pytest.mark.parametrize("dtype", ["f4", "f8"])
-    @pytest.mark.sampled
     def test_values_are_looked_at(
         self, tmp_path: Path, values: list[float], are_counts: bool, backend: str, dtype: str
     ) -> None:
@@ -247,7 +246,6 @@ class TestIntegers:
 
     @pytest.mark.parametrize("dtype", sample(["i1", "i2", "i4", "i8", "u8", ">i4"], 2))
     @pytest.mark.parametrize("layout", ["csr", "dense"])
-    @pytest.mark.sampled
     def test_parts_hold_those_of_any_type(self, tmp_path: Path, dtype: str, layout: str) -> None:
         cells = random_cells(60, 8, dtype=dtype, is_sorted=layout == "dense")
         write_h5ad(tmp_path / "a.h5ad", cells, Encoding(layout))

@@ -381,6 +381,7 @@ def test_text_in_stores_of_format_2(seeds: dict[str, Path], tmp_path: Path, chun
         *[("zarr", name) for name in ("zarr.json", "X", "X/data/c/0", "obs/_index/c/0")],
     ],
 )
+@pytest.mark.crossed
 @pytest.mark.parametrize("relative", [False, True])
 def test_links_out_of_an_archive(
     seeds: dict[str, Path], tmp_path: Path, outside: Path, kind: str, file: str, relative: bool

@@ -71,7 +71,6 @@ def same_bits(found: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("name", [*BITS, *EXTREMES])
-@pytest.mark.sampled
 def test_every_bit_comes_back(tmp_path: Path, name: str, backend: str, order: str) -> None:
     ds = written(tmp_path, name, backend, order)
     expected = stored(name)

@@ -74,7 +74,6 @@ READS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("how", READS)
-@pytest.mark.sampled
 def test_an_archive_that_is_closed_while_it_is_read(written: Path, backend: str, how: str) -> None:
     """The read succeeds, or an error says that the archive is closed."""
     path, read = written / f"few.{backend}", READS[how]
@@ -114,7 +113,6 @@ def test_a_table_that_is_read_while_the_archive_is_replaced(
 
 
 @pytest.mark.parametrize("how", ["read_rows", "row", "var"])
-@pytest.mark.sampled
 def test_a_dataset_that_is_read_while_its_values_are_cast(
     written: Path, tmp_path: Path, backend: str, how: str
 ) -> None:

@@ -128,7 +128,6 @@ def same(one: Any, other: Any) -> None:
 
 class TestLayouts:
     @pytest.mark.parametrize("layout", FORMATS)
-    @pytest.mark.sampled
     def test_cells_are_those_of_the_source(self, ds: Any, layout: str) -> None:
         length = N_VARS if layout == "padded" else None
         batches = list(in_order(ds, layout=layout, length=length))
@@ -180,7 +179,6 @@ class TestLayouts:
             ("float64", "float64"),
         ],
     )
-    @pytest.mark.sampled
     def test_stored_dtype(self, tmp_path: Path, layout: str, stored: str, given: str) -> None:
         cells = random_cells(9, N_VARS, dtype="<u2", seed=5)
         write_h5ad(tmp_path / "a.h5ad", cells)
@@ -255,7 +253,6 @@ TRANSFORMS: dict[str, tuple[list[Any], Callable[[np.ndarray], np.ndarray]]] = {
 class TestTransforms:
     @pytest.mark.parametrize("layout", FORMATS)
     @pytest.mark.parametrize("name", TRANSFORMS)
-    @pytest.mark.sampled
     def test_as_scanpy_defines_them(self, ds: Any, layout: str, name: str) -> None:
         transforms, define = TRANSFORMS[name]
         length = N_VARS if layout == "padded" else None
@@ -413,6 +410,7 @@ class TestTokenizer:
 
 
 class TestOrders:
+    @pytest.mark.crossed
     @pytest.mark.parametrize("order", ["block", "random", "sequential"])
     @pytest.mark.parametrize("size", [7, 64, 1_000, N_OBS])
     def test_each_cell_once(self, ds: Any, order: str, size: int) -> None:
@@ -715,7 +713,6 @@ class TestResume:
         ids=str,
     )
     @pytest.mark.parametrize("taken", [1, 2])
-    @pytest.mark.sampled
     def test_resumes_with_the_remaining_batches(
         self, ds: Any, order: str, options: dict[str, Any], taken: int
     ) -> None:

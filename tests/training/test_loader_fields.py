@@ -84,7 +84,6 @@ def assert_batch(batch: Any, adata: ad.AnnData, fields: dict[str, str], genes: A
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("order", ["block", "random"])
 @pytest.mark.parametrize("other", LAYOUTS)
-@pytest.mark.sampled
 def test_each_in_its_layout(
     cells: Any, adata: ad.AnnData, layout: str, other: str, order: str
 ) -> None:

@@ -84,7 +84,6 @@ def assert_batch(batch: Any, rna: ad.AnnData, protein: ad.AnnData) -> None:
 @pytest.mark.parametrize("of_rna", KINDS)
 @pytest.mark.parametrize("of_protein", KINDS)
 @pytest.mark.parametrize("order", ["block", "random"])
-@pytest.mark.sampled
 def test_joined_by_name(
     opened: Any, rna: ad.AnnData, protein: ad.AnnData, of_rna: str, of_protein: str, order: str
 ) -> None:

@@ -64,7 +64,6 @@ class TestStatefulDataLoader:
 
     @pytest.mark.parametrize("snapshots", [1, 3, 50])
     @pytest.mark.parametrize("workers", [0, 1, 2, 3])
-    @pytest.mark.sampled
     def test_resumes_with_the_remaining_batches(
         self, ds: Any, epochs: Any, workers: int, snapshots: int
     ) -> None:

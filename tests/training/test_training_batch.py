@@ -305,7 +305,6 @@ class TestNumbersAreExact:
     @pytest.mark.parametrize("layout", ["csr", "coo", "dense", "padded"])
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
     @pytest.mark.parametrize("value", [1e300, -1e300])
-    @pytest.mark.sampled
     def test_beyond_the_dtype(self, tmp_path: Path, layout: str, dtype: str, value: float) -> None:
         cells = Cells(
             np.array([0, 1, 1, 2]), np.array([0, 0, 2, 1]), np.array([1, 2, value, 3.0]), (3, 3)

@@ -121,7 +121,6 @@ def test_well_formed_archives_are_not_damaged(case: str) -> None:
 
 @pytest.mark.parametrize("data", [*UNSIGNED, *FLOATS])
 @pytest.mark.parametrize("ids", UNSIGNED)
-@pytest.mark.sampled
 def test_well_formed_types_are_not_damaged(data: str, ids: str) -> None:
     assert damage(small_archive(dtypes=(data, ids, ids), density=0.08)) == []
 
@@ -295,7 +294,6 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.filterwarnings("ignore:.*is left out:UserWarning")
-@pytest.mark.sampled
 def test_changes_in_place_keep_checksums_right(archive: tuple[str, Path], change: str) -> None:
     _, path = archive
     CHANGES[change](scdl.open(path))
@@ -354,7 +352,6 @@ def test_missing_truncated_and_added_files(archive: tuple[str, Path]) -> None:
 @pytest.mark.parametrize(
     "name", [".DS_Store", "._data", "Thumbs.db", "desktop.ini", "README.md", ".nfs0001", "x.txt"]
 )
-@pytest.mark.sampled
 def test_files_of_other_programs_are_a_remark(archive: tuple[str, Path], name: str) -> None:
     backend, path = archive
     for directory in (path, path / ("var_features" if backend == "memmap" else "X")):

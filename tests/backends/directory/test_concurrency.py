@@ -58,7 +58,6 @@ OPERATIONS: dict[str, Callable[[Path], object]] = {
 class TestReaders:
     @pytest.mark.filterwarnings("ignore:.* is left out")
     @pytest.mark.parametrize("operation", OPERATIONS)
-    @pytest.mark.sampled
     def test_what_was_opened_is_read_whole_afterwards(self, archive: Path, operation: str) -> None:
         expected = everything(scdl.open(archive))
         older, also = scdl.open(archive), scdl.open(archive)

@@ -273,6 +273,7 @@ def copy_golden(name: str, target: Path) -> Path:
 
 
 @pytest.mark.parametrize("table", ["var_features", "obs_features"])
+@pytest.mark.crossed
 class TestFeatureIndexes:
     """Damage in our archive, and in one of the reference."""
 

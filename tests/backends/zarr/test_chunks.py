@@ -287,7 +287,6 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> None:
 @pytest.mark.parametrize("kind", ["counts", "late", "noise"])
 @pytest.mark.parametrize("name", ["X/data", "X/indices", "X/indptr", "obsm/x"])
 @pytest.mark.parametrize("profile", SMALL)
-@pytest.mark.sampled
 def test_every_reader_gets_what_was_written(tmp_path, monkeypatch, profile, name, kind, native):
     monkeypatch.setattr(blosc, "AVAILABLE", native and blosc.AVAILABLE)
     for dtype in DTYPES if native else ["u2", "f4"]:
@@ -314,7 +313,6 @@ def test_values_are_narrow_until_one_does_not_fit(tmp_path):
 
 @pytest.mark.parametrize("profile", SMALL)
 @pytest.mark.parametrize("name", ["X/data", "X/indices"])
-@pytest.mark.sampled
 def test_no_flipped_bit_goes_unnoticed(tmp_path, profile, name):
     values = values_of("u2", (400,), "counts")
     group = build(tmp_path / "a", name, values, SMALL[profile])

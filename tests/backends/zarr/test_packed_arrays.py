@@ -40,7 +40,6 @@ def create(store: Any, codecs: list[Any] | None = None, **settings: Any) -> Any:
     return zarr.create_array(store, serializer=PackedCodec(), compressors=codecs, **settings)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [*TYPES, ">u4", ">f8"])
 @pytest.mark.parametrize("shape", [(2_500,), (50, 50)])
 @pytest.mark.parametrize("sharded", [False, True])

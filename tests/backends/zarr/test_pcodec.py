@@ -151,6 +151,7 @@ def test_a_wrong_checksum_is_found() -> None:
 
 
 @pytest.mark.skipif(not bit_lanes.IS_KNOWN, reason="the processor has no AVX-512")
+@pytest.mark.crossed
 @pytest.mark.parametrize("skip", [0, 3, 7])
 @pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 255, 256])
 def test_lanes_give_what_numbers_one_by_one_give(n: int, skip: int) -> None:

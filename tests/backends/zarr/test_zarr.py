@@ -89,7 +89,6 @@ class TestProfiles:
 
     @pytest.mark.parametrize("profile", PROFILES)
     @pytest.mark.parametrize("late", [0.5, -1, 70_000, np.nan, -0.0])
-    @pytest.mark.sampled
     def test_a_late_value_that_is_no_small_integer(
         self, tmp_path: Path, profile: str, late: float
     ) -> None:

@@ -97,7 +97,6 @@ def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("n", [0, 1, 7, 30])
 @pytest.mark.parametrize("piece", [None, 1, 10])
 @pytest.mark.usefixtures("short_chunks")
-@pytest.mark.sampled
 def test_every_type(group: zarr.Group, n: int, piece: int | None) -> None:
     table = every_type(n)
     source = table if piece is None else table.to_reader(piece)
@@ -250,7 +249,6 @@ def test_categories_are_in_every_chunk(group: zarr.Group, monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("short_chunks")
 @pytest.mark.parametrize("at", [0, 7, 29])
 @pytest.mark.parametrize("type_", ["int32", "uint8", "bool", "string", "large_string", "float32"])
-@pytest.mark.sampled
 def test_first_null_of_a_stream(group: zarr.Group, type_: str, at: int) -> None:
     """What was written as if there were none gets another encoding."""
     values = [str(i) if "string" in type_ else i % 2 if type_ == "bool" else i for i in range(30)]
@@ -562,7 +560,6 @@ def assert_agrees(table: pa.Table, frame: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize("index_name", [None, "cell", "ü", "strings"])
 @pytest.mark.parametrize("zarr_format", [2, 3])
-@pytest.mark.sampled
 def test_dataframe_of_anndata(tmp_path: Path, zarr_format: int, index_name: str | None) -> None:
     group = new_group(tmp_path / "group", zarr_format)
     texts = FRAME["strings"].tolist() if index_name == "strings" else [f"ü{i}" for i in range(N)]
