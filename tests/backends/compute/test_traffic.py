@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from budget import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from storage_backends.compute.traffic import Counts, Traffic, disk_bytes_read
 
 
 def test_threads_add_up() -> None:
-    counted, n_threads, n = Traffic(), 4, 500
+    counted, n_threads, n = Traffic(), 4, examples(500)
 
     def work() -> None:
         for i in range(n):

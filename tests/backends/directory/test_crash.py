@@ -44,9 +44,13 @@ HARMS = ["SIGKILL", "SIGINT", "ENOSPC", "EIO+"]
 #: Operations on memmap archives, and at how many points each is harmed. Operations of one item
 #: share a process, which takes seconds to begin.
 OPERATIONS = (
-    [(["convert", "cast", "add"], 2), (["repair", "flatten and remove", "directory"], 1)]
+    [
+        (["convert", "cast", "add"], 2),
+        (["repair", "flatten and remove", "directory"], 1),
+        (["append"], 3),
+    ]
     if WHOLE
-    else [(["convert", "repair"], 1)]
+    else [(["convert", "repair", "append"], 1)]
 )
 
 
@@ -54,7 +58,6 @@ OPERATIONS = (
     ("kind", "operations", "points"),
     [
         *(("memmap", *some) for some in OPERATIONS),
-        ("memmap", ["append"], 3),
         ("zarr", sample(["concat", "flatten", "shuffle"], 1), 1),
     ],
 )

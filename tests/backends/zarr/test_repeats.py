@@ -17,6 +17,7 @@ import scipy.sparse as sp
 import zarr
 from anndata.tests.helpers import assert_equal
 from annotated import names_of_layers
+from budget import sample
 from range_server import RangeServer, serving
 
 import scdl
@@ -113,7 +114,7 @@ COUNTS = counts()
 RAW = {"X/data": "of ../../raw/X/data", "X/indices": "same ../../raw/X/indices"}
 
 
-@pytest.mark.parametrize("dtype", ["f4", "f8", "i8", "u1"])
+@pytest.mark.parametrize("dtype", sample(["f4", "f8", "i8", "u1"], 2))
 def test_raw_and_other_values(dtype: str, tmp_path: Path) -> None:
     X = normalised(COUNTS, dtype if dtype[0] == "f" else "f4")
     if dtype[0] != "f":
