@@ -16,18 +16,24 @@ import sys
 import numpy as np
 
 from scdl import __main__ as commands
+from storage_backends import registry
 from storage_backends.compute import ranges
+from storage_backends.errors import ScdlError
 
 #: What the commands import when they are called.
 NEEDED = (
     "anndata",
+    "multiprocessing.synchronize",
     "pyarrow.pandas_compat",
     "pyarrow.parquet",
+    "pyarrow.vendored.version",
     "pydantic.fields",
     "pydantic.type_adapter",
     "pydantic.types",
+    "rich._emoji_codes",
     "rich.console",
     "rich.table",
+    "scdl.cli.app",
     "scdl.cli.appending",
     "scdl.cli.bench",
     "scdl.cli.conversion",
@@ -44,13 +50,18 @@ NEEDED = (
     "scdl.dataset.dataset",
     "scdl.kernels.order",
     "scdl.verification.verify",
+    "storage_backends.compute.read_ahead",
+    "storage_backends.memmap.gather",
     "storage_backends.memmap.store",
     "storage_backends.memmap.table_files",
     "storage_backends.memmap.tables",
     "storage_backends.memmap.writer",
+    "storage_backends.memory",
     "storage_backends.zarr.store",
     "storage_backends.zarr.writer",
     "typer._adapters",
+    "typer._click._textwrap",
+    "typer._click.decorators",
 )
 
 #: Seconds after which a command that goes on is killed.
@@ -74,6 +85,11 @@ def main() -> None:
         # typer does not import pydantic in all versions.
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(module)
+    # Both look through the metadata of all packages, which takes longer than most commands.
+    with contextlib.suppress(ScdlError):
+        registry.detect("absent")
+    with contextlib.suppress(ModuleNotFoundError):
+        list(importlib.import_module("pydantic.plugin._loader").get_plugins())
     # The first kernel takes numba half a second, also if it is cached.
     ranges.total_length(np.zeros(1, np.int64), np.zeros(1, np.int64), 0)
     # What is frozen stays in memory that forks share, and they do not look for garbage in it.

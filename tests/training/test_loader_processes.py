@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from budget import sample, whole_only
+from budget import WHOLE, sample, whole_only
 from places import SUPPORT
 
 torch = pytest.importorskip("torch")
@@ -72,7 +72,7 @@ def over(loader: SingleCellLoader, num_workers: int = 0, **options: Any) -> Any:
 class TestDropIn:
     """``DataLoader(data, collate_fn=…)`` as documented."""
 
-    @pytest.mark.parametrize("start", ["fork", "forkserver"], indirect=True)
+    @pytest.mark.parametrize("start", sample(["fork", "forkserver"], 1), indirect=True)
     def test_start_methods_of_workers(self, ds: Any, start: str) -> None:
         """Fork and forkserver; spawn is tested in test_loading.py."""
         loader = drop_in(
@@ -254,7 +254,7 @@ class TestWorkers:
         """Workers yield the batches of a single process in every epoch, also after `set_epoch`."""
         loader = over(
             SingleCellLoader(ds, 64, obs=["type"], neighbors=1),
-            2,
+            2 if WHOLE else 1,
             multiprocessing_context=start,
             persistent_workers=True,
             pin_memory=True,
