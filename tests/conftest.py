@@ -13,14 +13,12 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import hypothesis
 import pytest
 from budget import NEXT, WHOLE, cover, examples, sample
 from places import SUPPORT
-from zarr.core.sync import _get_loop
 
 import scdl
 
@@ -126,27 +124,6 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-class AtOnce(ThreadPoolExecutor):
-    """Runs what it is given before it returns."""
-
-    def submit(self, function: Callable[..., object], /, *args: object) -> Future[object]:
-        done: Future[object] = Future()
-        try:
-            done.set_result(function(*args))
-        except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
-            done.set_exception(error)
-        return done
-
-
-@pytest.fixture(scope="session", autouse=not WHOLE)
-def zarr_in_one_thread() -> None:
-    """Let zarr-python read and write files in the thread of its loop.
-
-    It has another thread for each, which for small files takes a third of the time of a conversion.
-    """
-    _get_loop().set_default_executor(AtOnce(1))
 
 
 @pytest.fixture(scope="session")
