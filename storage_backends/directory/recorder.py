@@ -73,12 +73,6 @@ class Recorder:
         with self.create(path) as file:
             file.write(data)
 
-    def note(self, key: str, data: bytes | memoryview) -> None:
-        """Record the content of the file `key`, which other code wrote."""
-        running = RunningChecksums()
-        running.update(data)
-        self._running[key] = running
-
     def unlink(self, key: str) -> None:
         """Remove a link that a new file replaces, if there is one."""
         if self._replaces:

@@ -20,7 +20,7 @@ whole_only = pytest.mark.skipif(not WHOLE, reason="long; `make test-whole` runs 
 
 def examples(whole: int) -> int:
     """Examples of hypothesis, of those that a property deserves."""
-    return whole if WHOLE else 3 if NEXT else max(3, whole // 10)
+    return whole if WHOLE else 3 if NEXT else max(5, whole // 10)
 
 
 def sample(every: Iterable[_T], n: int = 3) -> list[_T]:
