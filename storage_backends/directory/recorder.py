@@ -9,6 +9,8 @@ import shutil
 from typing import Any, Self
 from weakref import WeakSet
 
+import numpy as np
+
 from storage_backends.compute.c_library import c_function
 from storage_backends.directory.checksums import RunningChecksums, Table
 
@@ -147,7 +149,7 @@ class CheckedFile:
             if self._position % _UNIT == 0:
                 self._write(self._kept[:n_kept], part)
             else:
-                self._kept = self._kept or memoryview(bytearray(_UNIT))
+                self._kept = self._kept or np.empty(_UNIT, np.uint8).data
                 self._kept[n_kept : n_kept + len(part)] = part
         return size
 

@@ -831,7 +831,7 @@ def test_interrupted_append(tmp_path, run_python):
     code = """
 import os, sys, scdl
 from storage_backends.memmap.growing import MemmapGrower
-MemmapGrower.commit = lambda *_: os.kill(os.getpid(), 9)
+MemmapGrower.commit = lambda writer, *_: [writer.recorder.close(), os.kill(os.getpid(), 9)]
 scdl.open(sys.argv[1]).append(sys.argv[2])
 """
     convert(with_elements(20, 1), tmp_path / "b")
