@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_backends.compute.c_library import c_function
-from storage_backends.directory import recorder
+from storage_backends.directory import publication, recorder
 from storage_backends.directory.checksums import file_checksums
 from storage_backends.directory.recorder import Recorder
 
@@ -163,3 +164,23 @@ def test_errors_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder.write_behind(write, 0, 10)
     monkeypatch.setattr(recorder, "c_function", lambda *_: None)
     recorder.write_behind(write, 0, 10)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.001], ids=["in memory", "on a disk"])
+def test_every_file_and_directory_is_flushed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    files = [tmp_path / f"{place}{i}" for place in ("", "a/", "a/b/") for i in range(9)]
+    for file in files:
+        file.write_bytes(b"x")
+    (tmp_path / "dangling").symlink_to("nothing")
+    flushed: list[str] = []
+
+    def flush(path: str) -> None:
+        time.sleep(seconds)
+        flushed.append(path)
+
+    monkeypatch.setattr(publication, "flush", flush)
+    publication.flush_tree(str(tmp_path))
+    assert sorted(flushed) == sorted(map(str, [tmp_path, tmp_path / "a", tmp_path / "a/b", *files]))
