@@ -179,3 +179,16 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_parts_of_included_pages_have_their_marks() -> None:
+    found = 0
+    for page in PAGES:
+        for target, options in re.findall(
+            r"^```\{include\} (\S+)\n((?:^:[^\n]*\n)*)", page.read_text(), re.MULTILINE
+        ):
+            text = (page.parent / target).read_text()
+            for mark in re.findall(r'^:(?:start-after|end-before): "(.*)"$', options, re.MULTILINE):
+                found += 1
+                assert mark in text, f"{page.name}: {target} has no {mark!r}"
+    assert found
