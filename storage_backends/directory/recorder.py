@@ -20,6 +20,9 @@ _WRITE_BEHIND_BYTES = 1 << 24
 #: such a write as one page in its page cache, and a process that maps the file takes one page
 #: fault for it instead of hundreds (ext4 since 6.16, XFS).
 _UNIT = 1 << 21
+#: Bytes of a file that are written so, and the unit of what follows: many gigabytes of huge pages
+#: may take the system three times as long, as on virtual machines that return free memory.
+_HUGE_UP_TO, _SMALL_UNIT = 1 << 28, 1 << 18
 
 
 class Recorder:
@@ -140,13 +143,14 @@ class CheckedFile:
         rest = memoryview(data).cast("B")
         size = len(rest)
         while rest:
-            part = rest[: _UNIT - self._position % _UNIT]
+            unit = _UNIT if self._position < _HUGE_UP_TO else _SMALL_UNIT
+            part = rest[: unit - self._position % unit]
             rest = rest[len(part) :]
             # Each part is written right after its checksum, while it is still in the cache.
             self._running.update(part)
             n_kept = self._position - self._written
             self._position += len(part)
-            if self._position % _UNIT == 0:
+            if self._position % unit == 0:
                 self._write(self._kept[:n_kept], part)
             else:
                 self._kept = self._kept or np.empty(_UNIT, np.uint8).data

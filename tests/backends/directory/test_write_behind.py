@@ -34,7 +34,8 @@ def noted_writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return wrapped
 
-    monkeypatch.setattr(recorder, "_UNIT", 50)
+    for name, size in {"_UNIT": 50, "_HUGE_UP_TO": 100, "_SMALL_UNIT": 25}.items():
+        monkeypatch.setattr(recorder, name, size)
     for name in ("write", "writev"):
         if hasattr(os, name):
             monkeypatch.setattr(os, name, noted(getattr(os, name)))
@@ -53,9 +54,10 @@ def test_files_are_written_in_whole_units(
     path = tmp_path_factory.mktemp("units") / "file"
     with pytest.MonkeyPatch.context() as monkeypatch:
         sizes = noted_writes(monkeypatch)
+        units = [(0, 50), (50, 100), (100, 125)]
         files = Recorder(str(path.parent))
         files.write(str(path), before)
-        assert len(sizes) == -(-len(before) // 50)
+        assert sizes == [len(before[start:stop]) for start, stop in units if before[start:]]
         sizes.clear()
         with files.grow(str(path)) as file:
             for part in parts:
@@ -64,7 +66,7 @@ def test_files_are_written_in_whole_units(
         assert file.tell() == len(content)
         assert path.read_bytes() == content
         ends = (len(before) + np.cumsum(sizes, dtype=int)).tolist()
-        assert all(end % 50 == 0 for end in ends[:-1])
+        assert all(end % (50 if end < 100 else 25) == 0 for end in ends[:-1])
         assert all(size <= 50 for size in sizes)
         (sums,) = files.table().files.values()
         expected = file_checksums(content)
