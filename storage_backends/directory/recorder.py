@@ -20,8 +20,9 @@ _WRITE_BEHIND_BYTES = 1 << 24
 #: such a write as one page in its page cache, and a process that maps the file takes one page
 #: fault for it instead of hundreds (ext4 since 6.16, XFS).
 _UNIT = 1 << 21
-#: Bytes of a file that are written so, a multiple of both units, and the unit of what follows:
-#: writing gigabytes as huge pages took three times as long on a virtual machine.
+#: Bytes of a file that are written so, a multiple of both units, and the unit of what follows.
+#: Virtual machines whose host takes unused memory back wait for each huge page: without this limit
+#: writing gigabytes took three times as long.
 _HUGE_UP_TO, _SMALL_UNIT = 1 << 28, 1 << 18
 
 
