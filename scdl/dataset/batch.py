@@ -99,21 +99,23 @@ class CellBatch(summary.Summarized):
             raise OptionError(f"slices of a batch must have step 1, not {step}")
         stop = max(start, stop)
         first, last = int(self.indptr[start]), int(self.indptr[stop])
-        # `dataclasses.replace` would double the time, and loaders slice every batch.
+        # Loaders slice every batch: `dataclasses.replace` would double the time, and empty
+        # comprehensions take a tenth of it.
+        obs, obsm, fields = self.obs, self.obsm, self.fields
         return CellBatch(
             self.data[first:last],
             self.indices[first:last],
             self.indptr[start : stop + 1] - first,
             self.n_vars,
             self.rows[start:stop],
-            {name: values[start:stop] for name, values in self.obs.items()},
-            {key: vectors[start:stop] for key, vectors in self.obsm.items()},
+            {name: values[start:stop] for name, values in obs.items()} if obs else {},
+            {key: vectors[start:stop] for key, vectors in obsm.items()} if obsm else {},
             self.largest,
             self.present,
             None if self.spaces is None else self.spaces[start:stop],
             self.own_genes,
             None if self.totals is None else self.totals[start:stop],
-            {name: read[start:stop] for name, read in self.fields.items()},
+            {name: read[start:stop] for name, read in fields.items()} if fields else {},
         )
 
     def __repr__(self) -> str:
@@ -246,6 +248,7 @@ class CellBatch(summary.Summarized):
         """
         from scdl.dataset import tensors
 
+        self.check_genes()
         return tensors.batch_tensor(self, layout)
 
     def pin_memory(self) -> CellBatch:

@@ -32,7 +32,7 @@ def batch_tensor(
     dtype: torch.dtype | None = None,
     index_dtype: type[np.signedinteger[Any]] = np.int64,
 ) -> torch.Tensor:
-    """Convert a batch to a tensor, n x n_vars.
+    """Convert a batch whose cells share their genes to a tensor, n x n_vars.
 
     Parameters
     ----------
@@ -52,8 +52,7 @@ def batch_tensor(
         if floats and dtype != torch.float16:
             return filled.to(dtype)
         return as_dtype(filled, dtype, lambda at: int(batch.rows[at]))
-    batch.check_genes()
-    values = values_as(batch, dtype)
+    values, shape = values_as(batch, dtype), (len(batch.rows), batch.n_vars)
     batch.check_columns()
     if layout == "csr":
         columns = batch.indices
@@ -62,13 +61,13 @@ def batch_tensor(
             columns[:] = batch.indices
         indptr = batch.indptr.astype(index_dtype, copy=False)
         parts = torch.from_numpy(indptr), torch.from_numpy(columns), values
-        return torch.sparse_csr_tensor(*parts, batch.shape, check_invariants=False)
+        return torch.sparse_csr_tensor(*parts, shape, check_invariants=False)
     if layout == "coo":
         positions = np.empty((2, len(batch.data)), np.int64)
         positions[0] = np.repeat(np.arange(len(batch)), np.diff(batch.indptr))
         positions[1] = batch.indices
         return torch.sparse_coo_tensor(
-            torch.from_numpy(positions), values, batch.shape, is_coalesced=True,
+            torch.from_numpy(positions), values, shape, is_coalesced=True,
             check_invariants=False,
         )  # fmt: skip
     raise OptionError(f"layout must be 'csr', 'coo' or 'dense', not {layout!r}")

@@ -198,11 +198,12 @@ class Assembly:
         key: tuple[int, int],
     ) -> TrainingBatch:
         cells.check_genes()
-        cells = self._transformed(cells)
+        cells = self._transformed(cells) if self.transforms else cells
+        rows = cells.rows
         parts: dict[str, Any] = {
             "x": None,
-            "rows": torch.from_numpy(cells.rows),
-            "obs": {name: tensors.numbers(values[cells.rows]) for name, values in columns.items()},
+            "rows": torch.from_numpy(rows),
+            "obs": {n: tensors.numbers(of_all[rows]) for n, of_all in columns.items()},
             "obsm": {name: tensors.numbers(vectors) for name, vectors in cells.obsm.items()},
             "present": None if cells.present is None else torch.from_numpy(cells.present),
             "spaces": None if cells.spaces is None else torch.from_numpy(cells.spaces),
@@ -214,7 +215,8 @@ class Assembly:
         else:
             options = LayoutOptions(self.dtype, self.length, self.choose, key)
             parts |= self.laid.kind.make(cells, options)
-        parts |= self._field_tensors(cells, key, parts.get("genes"))
+        if self.fields:
+            parts |= self._field_tensors(cells, key, parts.get("genes"))
         return TrainingBatch(**parts)
 
     def _field_tensors(
@@ -233,8 +235,6 @@ class Assembly:
 
     def _transformed(self, cells: CellBatch) -> CellBatch:
         """The cells with normalised and log-transformed values, as configured."""
-        if not self.transforms:
-            return cells
         normalization = self._normalization
         if normalization is None and not self._logs:
             return cells

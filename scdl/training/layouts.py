@@ -21,6 +21,8 @@ from scdl.kernels import choice as choice_kernels
 from scdl.kernels import dense as dense_kernels
 from scdl.kernels import hashing
 
+_INT32_MAX = np.iinfo(np.int32).max
+
 #: Which values of a cell are kept if it has more than fit.
 Choice = Literal["first", "largest", "random"]
 
@@ -78,7 +80,7 @@ def _full_width(
     kind: Literal["csr", "coo", "dense"], cells: CellBatch, options: LayoutOptions
 ) -> Any:
     # int32 needs half the memory, and MKL computes with it.
-    wide = max(len(cells.data), cells.n_vars) > np.iinfo(np.int32).max
+    wide = max(len(cells.data), cells.n_vars) > _INT32_MAX
     index_dtype = np.int64 if wide else np.int32
     return {"x": tensors.batch_tensor(cells, kind, options.dtype, index_dtype)}
 
