@@ -175,7 +175,8 @@ def locate(
                     f"{readers[which[i]].where}: chunk {chunks[i]} is missing; {COPY_AGAIN}"
                 )
         found, file = found[written], file[written]
-    offset, length = found.view(np.int64).T
+    # Contiguous, as decoders would be compiled once more for other arrays.
+    offset, length = np.ascontiguousarray(found.view(np.int64).T)
     bad = (offset < 0) | (length < 0)
     if bad.any():
         damaged = readers[which[np.flatnonzero(written)[bad.argmax()]]]
