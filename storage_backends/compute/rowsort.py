@@ -56,9 +56,13 @@ def sort_rows(
         Number of rows that were not sorted; or :data:`OUT_OF_RANGE` or :data:`REPEATED`, in which
         case the outputs are invalid.
     """
-    if data.dtype == np.float16:
-        # numba does not support float16, and values are only moved.
-        data, out_data = data.view(np.uint16), out_data.view(np.uint16)
+    # Bits instead of numbers, as values are only moved: numba compiles for fewer types, and has no
+    # float16. The bits of negative ids are beyond those of the largest id.
+    n_columns = min(n_columns, int(np.iinfo(indices.dtype).max) + 1)
+    indices = indices.view(f"u{indices.itemsize}")
+    if data.dtype == out_data.dtype:
+        data, out_data = (values.view(f"u{values.itemsize}") for values in (data, out_data))
+    out_indices = out_indices.view(f"u{out_indices.itemsize}")
     pieces = min(n_threads(), max(1, len(indices) // _MIN_VALUES))
     edges = np.searchsorted(indptr, np.linspace(0, len(indices), pieces + 1)[1:-1])
     edges = np.concatenate([[0], edges, [len(indptr) - 1]])
@@ -97,7 +101,7 @@ def _sort(
             k += 1
         if k >= len(ids):
             # The row is sorted, so its first and last ids are the extremes.
-            if len(ids) and (ids[0] < 0 or np.uint64(ids[-1]) >= limit):
+            if len(ids) and np.uint64(ids[-1]) >= limit:
                 return OUT_OF_RANGE
             # Loops, as numba compiles the error of assigned slices of other lengths for seconds.
             for k in range(len(ids)):
@@ -108,7 +112,6 @@ def _sort(
         n_unsorted += 1
         most = np.uint64(0)
         for k in range(len(ids)):
-            # Negative ids become large ones.
             most = max(most, np.uint64(ids[k]))
         if most >= limit:
             return OUT_OF_RANGE

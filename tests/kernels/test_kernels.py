@@ -16,6 +16,7 @@ from scdl.kernels import choice as choice_kernels
 from scdl.kernels import dense as dense_kernels
 from scdl.kernels import order as order_kernels
 from storage_backends.compute import ranges as range_checks
+from storage_backends.compute import rowsort
 from storage_backends.memmap import gather as gather_ranges
 
 
@@ -259,3 +260,21 @@ def test_negative_ids_are_misplaced(wrong: int) -> None:
         ids = np.array([3, wrong, 5], "i8").astype(dtype)
         for kernel in (order_kernels.misplaced, twins.misplaced):
             assert kernel(ids, np.array([0, 3]), 10, False) == 1
+
+
+@pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"])
+@pytest.mark.parametrize("values", ["i2", "f2", "f8"])
+def test_negative_ids_are_out_of_range(dtype: str, values: str) -> None:
+    """Rows are sorted as bits, of which those of a negative id could be those of a larger one."""
+    n_columns, ids = 300, np.array([7, 2, 5, 9, 1], dtype)
+    data = np.arange(-2, 3).astype(values)
+    indptr = np.array([0, 3, 5])
+    out = np.empty_like(data), np.empty(len(ids), np.int64)
+    assert rowsort.sort_rows(data, ids, indptr, n_columns, *out) == 2
+    assert out[1].tolist() == [2, 5, 7, 1, 9]
+    np.testing.assert_array_equal(out[0], data[[1, 2, 0, 4, 3]])
+    if np.issubdtype(dtype, np.signedinteger):
+        for damaged in ([-1, 2, 5, 1, 9], [2, 5, -3, 1, 9], [7, 2, -1, 9, 1]):
+            wrong = np.array(damaged, dtype)
+            found = rowsort.sort_rows(data, wrong, indptr, n_columns, *out)
+            assert found == rowsort.OUT_OF_RANGE
