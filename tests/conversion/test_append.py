@@ -83,7 +83,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=examples(15))
+@settings(max_examples=examples(15, least=3))
 @given(sizes=st.lists(st.integers(0, 25), min_size=2, max_size=3))
 def test_parts_equal_one_conversion(tmp_path_factory, kind, sizes):
     place = tmp_path_factory.mktemp("parts")
@@ -291,7 +291,7 @@ def assert_same_matrices(grown, whole):
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
 @pytest.mark.parametrize("chunks", ["small", "default"])
 @pytest.mark.parametrize("kind", ["fast", "archive"])
-@settings(max_examples=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(10, least=2), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.integers(0, 25), min_size=2, max_size=3),
     block_values=st.sampled_from([1, 7, 50, 1 << 20]),
@@ -613,7 +613,7 @@ def joined_table(parts):
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
 @pytest.mark.parametrize("chunks", ["small", "default"])
 @pytest.mark.parametrize("kind", ["fast", "archive"])
-@settings(max_examples=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(10, least=2), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.integers(0, 25), min_size=2, max_size=3),
     block_values=st.sampled_from([1, 7, 50, 1 << 20]),

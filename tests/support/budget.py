@@ -18,9 +18,9 @@ NEXT = os.environ.get("SCDL_TESTS") == "next"
 whole_only = pytest.mark.skipif(not WHOLE, reason="long; `make test-whole` runs it")
 
 
-def examples(whole: int) -> int:
-    """Examples of hypothesis, of those that a property deserves."""
-    return whole if WHOLE else 3 if NEXT else max(5, whole // 10)
+def examples(whole: int, least: int = 5) -> int:
+    """Examples of hypothesis, of those that a property deserves; `least` if each takes seconds."""
+    return whole if WHOLE else min(least, 3) if NEXT else max(least, whole // 10)
 
 
 def sample(every: Iterable[_T], n: int = 3) -> list[_T]:
