@@ -124,7 +124,8 @@ def _copy(
     total = int(indptr[-1])
     data = recycled.empty(total, matrices.data_dtype)
     indices = recycled.empty(total, index_dtype)
-    out = np.empty(0, matrices.index_dtype), data.view(_bits(data)), indices
+    # The bits of values are copied, as numba lacks float16.
+    out = np.empty(0, matrices.index_dtype), data.view(f"u{data.itemsize}"), indices
     if not concurrently or total < MANY_VALUES:
         return csr.SparseRows(data, indices, indptr, int(kernels.copy_rows(rows, indptr, *out)))
     half = len(rows) // 2
@@ -185,7 +186,7 @@ def read_mapped_rows(
     total = int(indptr[-1])
     data, indices = recycled.empty(total, data_dtype), recycled.empty(total, index_dtype)
     tables = lookup.genes, lookup.bounds, np.empty(0, matrices.index_dtype)
-    out = data.view(_bits(data)), indices
+    out = data.view(f"u{data.itemsize}"), indices
     in_order = matrices.is_sorted and bool(lookup.in_order[lookup.table_of].all())
     done = gene_kernels.REPEATED
     if ordered and not in_order:
@@ -219,6 +220,7 @@ def _locate(
     located, indptr = np.empty((len(rows), 4), np.int64), np.empty(len(rows) + 1, np.int64)
     data_dtype, _ = addresses.dtypes
     owners: list[Any] = [addresses]
+    n_read = 0
     for part in parts:
         read = part.rows.read()
         data = read.data.astype(data_dtype, copy=False)
@@ -227,6 +229,7 @@ def _locate(
         located[part.at, 1] = indices.ctypes.data + read.indptr[:-1] * indices.itemsize
         located[part.at, 2] = np.diff(read.indptr)
         owners.append((data, indices))
+        n_read += len(data)
     sizes = data_dtype.itemsize, matrices.index_dtype.itemsize
     bad = kernels.locate_rows(which, rows, addresses.table, *sizes, located, indptr)
     if bad >= 0:
@@ -238,11 +241,5 @@ def _locate(
             "damaged, convert the source again"
         )
     # The bytes of the other rows were counted when they were read.
-    n_mapped = int(indptr[-1]) - sum(len(data) for data, _ in owners[1:])
-    TRAFFIC.ask(n_mapped * sum(sizes))
+    TRAFFIC.ask((int(indptr[-1]) - n_read) * sum(sizes))
     return located, indptr, owners
-
-
-def _bits(values: NDArray[Any]) -> str:
-    """Unsigned dtype of the same size, to copy values bitwise: numba lacks float16."""
-    return f"u{values.itemsize}"

@@ -89,11 +89,6 @@ class Addresses:
         self.table[:, OFFSET_SIZE] = _UNKNOWN
         self.views: dict[int, Sequence[NDArray[Any]]] = {}
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no more matrices may be mapped: the system limits mappings of a process."""
-        return len(self.views) >= MAX_MATRICES
-
     def find(self, which: NDArray[np.int64]) -> NDArray[np.int64]:
         """Find the matrices at positions; returns those that are not in memory, in order."""
         sizes = self.table[which, OFFSET_SIZE]
@@ -152,7 +147,8 @@ class Matrices:
         """Addresses of the matrices with the common dtypes, or another dtype of the values."""
         dtype = data_dtype or self.data_dtype
         found = self._addresses.get(dtype)
-        if found is None or found.is_full:
+        # The system limits the mappings of a process.
+        if found is None or len(found.views) >= MAX_MATRICES:
             found = self._addresses[dtype] = Addresses(self.archives, dtype, self.index_dtype)
         return found
 

@@ -62,8 +62,9 @@ def permuted(at: Numbers, n: int, key: int) -> Numbers:
 
 def _network(n: int, key: int) -> tuple[np.uint64, np.uint64, NDArray[np.uint64]]:
     """Bounds of the two digits of positions, and the keys of the rounds."""
-    high, low = (np.uint64(digits) for digits in _factors(n))
-    return high, low, hashed(np.arange(_ROUNDS[n > _FEW]), mixed(key))
+    high, low = _factors(n)
+    keys = hashed(np.arange(_ROUNDS[n > _FEW]), mixed(key))
+    return np.uint64(high), np.uint64(low), keys
 
 
 def _factors(n: int) -> tuple[int, int]:

@@ -103,7 +103,7 @@ class Assembly:
         """How each field is laid out."""
         return {name: Laid.field(name, given, self.laid) for name, given in self.fields.items()}
 
-    @property
+    @cached_property
     def is_large(self) -> bool:
         """Whether batches are many times larger than the cells they are assembled from."""
         return any(laid.kind.is_large for laid in (self.laid, *self.laid_fields.values()))

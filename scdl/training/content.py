@@ -159,11 +159,11 @@ class BatchContent:
         others = sum(modality.cells.bytes_per_cell for modality in self.modalities.values())
         return self.cells.bytes_per_cell + others + further / max(self.cells.n_obs, 1)
 
-    @property
-    def cells_per_chunk(self) -> float:
-        """Cells in a chunk of the storage; the most of all datasets."""
+    @cached_property
+    def in_chunks(self) -> bool:
+        """Whether a dataset is stored in chunks of several cells, best read together."""
         datasets = [self.cells, *(modality.cells for modality in self.modalities.values())]
-        return max(cells.storage.cells_per_chunk for cells in datasets)
+        return any(cells.storage.cells_per_chunk > 1 for cells in datasets)
 
     @cached_property
     def _fields(self) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from scdl.errors import OrderError
 from scdl.training.orders import Positions
-from storage_backends.compute.caching import cached_property
 
 
 class Share(Protocol):
@@ -83,28 +82,22 @@ class CellShare:
     world_size: int
     drop_last: bool
 
-    @cached_property
-    def _n_whole(self) -> int:
-        return self.length // (self.batch_size * self.world_size)
-
-    @cached_property
-    def _left(self) -> int:
-        return self.length - self._n_whole * self.batch_size * self.world_size
-
     def __len__(self) -> int:
-        return self._n_whole + (self._left > 0 and not self.drop_last)
+        n_whole, left = divmod(self.length, self.batch_size * self.world_size)
+        return n_whole + (left > 0 and not self.drop_last)
 
     def bounds(self, batch: int, /) -> tuple[int, int]:
         """Half-open range of positions of a batch."""
-        if batch < self._n_whole:
-            start = (self.rank * self._n_whole + batch) * self.batch_size
+        n_whole, left = divmod(self.length, self.batch_size * self.world_size)
+        if batch < n_whole:
+            start = (self.rank * n_whole + batch) * self.batch_size
             return start, start + self.batch_size
-        first = self.length - self._left
-        if self._left < self.world_size:
-            start = first + self.rank % self._left
+        first = self.length - left
+        if left < self.world_size:
+            start = first + self.rank % left
             return start, start + 1
         ranks = self.rank, self.rank + 1
-        start, stop = (first + self._left * rank // self.world_size for rank in ranks)
+        start, stop = (first + left * rank // self.world_size for rank in ranks)
         return start, stop
 
 

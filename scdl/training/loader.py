@@ -179,6 +179,11 @@ class SingleCellLoader(Summarized):
             return self._custom_order
         return self._order_maker.make(self._order_name)
 
+    @cached_property
+    def _buffer(self) -> int:
+        """Cells that are planned together: those of the order, or what fits into memory."""
+        return int(getattr(self.order, "buffer", 0) or self._order_maker.budget)
+
     @property
     def _order_maker(self) -> OrderMaker:
         return OrderMaker(self._content, self.batch_size, drop_last=self.drop_last)
@@ -274,14 +279,13 @@ class SingleCellLoader(Summarized):
     ) -> Generator[Any]:
         """Yield the batches of one worker: every `n_workers`-th one from `first` on."""
         self._content.check_unchanged()
-        buffer = int(getattr(self.order, "buffer", self._order_maker.budget))
         yield from Pipeline(
             content=self._content,
             schedule=self._schedule,
             epoch=epoch,
             run=self._schedule.batches(epoch, first, worker, n_workers),
-            buffer=buffer,
-            window=getattr(self.order, "window", None) or buffer,
+            buffer=self._buffer,
+            window=getattr(self.order, "window", None) or self._buffer,
         )
 
     def dataset(self) -> LoaderDataset:

@@ -17,7 +17,6 @@ from scdl.kernels import hashing
 from scdl.training.content import BatchContent
 from scdl.training.epochs import Epoch, ReadPlan
 from scdl.training.schedule import Schedule
-from storage_backends.compute.caching import cached_property
 from storage_backends.compute.threads import ahead, n_threads, pool_of, work_alone
 
 #: Minimum number of cells per task; smaller batches are combined.
@@ -88,7 +87,7 @@ class Pipeline:
 
     def __iter__(self) -> Generator[Any]:
         # Reading chunks uses its own threads; two concurrent reads would only block each other.
-        chunks, n = self._reads_chunks, self.content.options["threads"]
+        chunks, n = self.content.in_chunks, self.content.options["threads"]
         alone = {"initializer": work_alone} if not chunks and n >= n_threads() else {}
         with (
             pool_of(n, THREADS, **alone) as pool,
@@ -107,7 +106,7 @@ class Pipeline:
         """Batches that are planned together, at first few, so that an epoch begins at once."""
         for batches in self.run.windows(self.buffer):
             n = max(1, _FIRST_CELLS // self.schedule.batch_size)
-            if batches.start == self.run.first and not self._reads_chunks and n < len(batches):
+            if batches.start == self.run.first and not self.content.in_chunks and n < len(batches):
                 yield batches[:n]
                 batches = batches[n:]
             yield batches
@@ -117,7 +116,7 @@ class Pipeline:
     ) -> Iterator[Any]:
         """Yield batches; the batches of one read may be assembled by several tasks."""
         at_once, is_large = self._task_batches, self.content.assembly.is_large
-        if self._reads_chunks or is_large:
+        if self.content.in_chunks or is_large:
             # Assembled batches may be many times larger than the cells read for them.
             at_once = 1 if is_large else at_once
             reads = ahead(reader, (partial(self._read, plan) for plan in plans), 1)
@@ -129,12 +128,7 @@ class Pipeline:
         n_ahead = max(options["threads"], options["prefetch"] // at_once)
         return itertools.chain.from_iterable(ahead(pool, tasks, n_ahead))
 
-    @cached_property
-    def _reads_chunks(self) -> bool:
-        """Whether the archive is stored in chunks of several cells, best read together."""
-        return self.content.cells_per_chunk > 1
-
-    @cached_property
+    @property
     def _task_batches(self) -> int:
         return -(-_TASK_CELLS // self.schedule.batch_size)
 
@@ -143,7 +137,7 @@ class Pipeline:
         content = self.content
         plans: list[ReadPlan] = []
         for window in self.run.windows(self.window, batches):
-            at_once = len(window) if self._reads_chunks else self._task_batches
+            at_once = len(window) if self.content.in_chunks else self._task_batches
             plans += self.run.read_plans(window, at_once, len(content))
         if content.rows is not None:
             plans = [plan._replace(cells=content.rows[plan.cells]) for plan in plans]

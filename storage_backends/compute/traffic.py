@@ -163,6 +163,6 @@ def disk_bytes_read() -> int | None:
     """
     try:
         with open(_IO, encoding="ascii") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("read_bytes:"))
-    except (OSError, StopIteration):
+            return int(file.read().partition("read_bytes:")[2].split()[0])
+    except (OSError, LookupError):
         return None

@@ -291,7 +291,9 @@ def assert_same_matrices(grown, whole):
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
 @pytest.mark.parametrize("chunks", ["small", "default"])
 @pytest.mark.parametrize("kind", ["fast", "archive"])
-@settings(max_examples=examples(10, least=2), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(10, least=2), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     sizes=st.lists(st.integers(0, 25), min_size=2, max_size=3),
     block_values=st.sampled_from([1, 7, 50, 1 << 20]),
@@ -613,7 +615,9 @@ def joined_table(parts):
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
 @pytest.mark.parametrize("chunks", ["small", "default"])
 @pytest.mark.parametrize("kind", ["fast", "archive"])
-@settings(max_examples=examples(10, least=2), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(10, least=2), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     sizes=st.lists(st.integers(0, 25), min_size=2, max_size=3),
     block_values=st.sampled_from([1, 7, 50, 1 << 20]),
