@@ -12,7 +12,7 @@ from scdl.collection.member import Member
 from scdl.collection.paths import MANIFEST, archives_below, has_manifest, is_archive, resolved
 from scdl.errors import ArchiveFormatError, ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends import registry
-from storage_backends.compute.threads import for_each
+from storage_backends.compute.threads import for_each_file
 from storage_backends.paths import Path
 from storage_backends.registry import is_within
 
@@ -74,7 +74,7 @@ def describe_all(
     def describe(path: str) -> None:
         described[path] = _describe(path, directory, lambda: next(reads, None) is not None)
 
-    for_each(describe, wanted)
+    for_each_file(describe, wanted)
     return [*records, *(described[path] for path in wanted)]
 
 

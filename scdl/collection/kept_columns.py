@@ -20,7 +20,7 @@ from scdl.collection.member import Member
 from scdl.collection.paths import KEPT_PREFIX
 from scdl.errors import ArchiveFormatError, CollectionError
 from storage_backends import registry
-from storage_backends.compute.threads import for_each
+from storage_backends.compute.threads import for_each_file
 from storage_backends.directory import publication
 from storage_backends.errors import one_line, refused_write
 
@@ -86,7 +86,7 @@ def _are_unchanged(members: Sequence[Member]) -> bool:
         if backend is None or not backend.store.has_content(member.path, member.content):
             changed.append(member)
 
-    for_each(check, members)
+    for_each_file(check, members)
     return not changed
 
 

@@ -12,7 +12,7 @@ from scdl.archive.tables import EncodedTable, NoTable, StoredTable, TableSource
 from scdl.collection.members import Members
 from storage_backends.capabilities import TableStore
 from storage_backends.compute.arrow import Coder
-from storage_backends.compute.threads import for_each
+from storage_backends.compute.threads import for_each_file
 from storage_backends.errors import ArrayNotFoundError
 
 
@@ -51,7 +51,7 @@ def obs_columns(members: Members, names: Sequence[str]) -> list[TableSource]:
             if (table := _present(reader, names)) is not None:
                 tables[number] = EncodedTable(table, labels)
 
-    for_each(load, [i for i, record in enumerate(members.records) if record.has_obs])
+    for_each_file(load, [i for i, record in enumerate(members.records) if record.has_obs])
     return _labelled(members, tables, names)
 
 

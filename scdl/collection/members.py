@@ -27,7 +27,7 @@ from storage_backends import registry
 from storage_backends.base import ArrayStore
 from storage_backends.capabilities import TableStore
 from storage_backends.compute.caching import LRUCache, cached_property
-from storage_backends.compute.threads import for_each
+from storage_backends.compute.threads import for_each_file
 from storage_backends.errors import one_line
 from storage_backends.paths import is_url
 
@@ -183,7 +183,7 @@ class Members(Sequence[SingleCellDataset]):
     def complete(self) -> Sequence[Member]:
         """Complete descriptions of all members, including their genes."""
         incomplete = [i for i, record in enumerate(self.records) if not record.spaces]
-        for_each(self._describe_genes, incomplete)
+        for_each_file(self._describe_genes, incomplete)
         for number in range(len(self)):
             self.fields(number)
         return self.records

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
+#: Items of `for_each_file` of which the first few show whether reading waits.
+_FILES_AT_ONCE, _FIRST_FILES = 256, 4
 
 #: Maximum number of threads of this process, or None; see :func:`limit`.
 _max_threads: int | None = None
@@ -100,6 +103,25 @@ def for_each(function: Callable[[_T], object], items: Sequence[_T]) -> None:
         failures = [failure for future in started if (failure := future.exception()) is not None]
     for failure in failures:
         raise failure
+
+
+def for_each_file(function: Callable[[_T], object], items: Sequence[_T]) -> None:
+    """Call a function that reads small files with every item; raises the first error.
+
+    Several threads do so while they wait for a disk or a server. One is faster if the files are in
+    memory: the calls of two then hinder each other, as each hands over Python's lock many times.
+    """
+    for start in range(0, len(items), _FILES_AT_ONCE):
+        part = items[start : start + _FILES_AT_ONCE]
+        began = time.perf_counter(), time.thread_time()
+        for item in part[:_FIRST_FILES]:
+            function(item)
+        seconds, computed = time.perf_counter() - began[0], time.thread_time() - began[1]
+        if seconds > 2 * computed:
+            for_each(function, part[_FIRST_FILES:])
+            continue
+        for item in part[_FIRST_FILES:]:
+            function(item)
 
 
 @contextmanager
