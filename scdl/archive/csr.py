@@ -71,6 +71,10 @@ def positions(rows: Rows, n_obs: int) -> NDArray[np.int64]:
     if not plain and isinstance(rows, SupportsIndex) and getattr(rows, "ndim", 0) == 0:
         return np.array([position(rows, n_obs)], np.int64)
     selected = np.asarray(rows)
+    is_plain = selected.dtype == np.int64 and selected.ndim == 1
+    # As unsigned numbers, negative positions are out of range, too; most selections have none.
+    if is_plain and not (selected.view(np.uint64) >= n_obs).any():
+        return selected
     if selected.ndim == 0 and selected.dtype.kind in "iu":
         return np.array([position(selected.item(), n_obs)], np.int64)
     if selected.dtype == bool:
@@ -86,7 +90,6 @@ def positions(rows: Rows, n_obs: int) -> NDArray[np.int64]:
             f"rows must be integers, a slice or a mask, not {selected.dtype} "
             f"of {selected.ndim} dimensions"
         )
-    selected = np.atleast_1d(selected)
     least, most = (int(selected.min()), int(selected.max())) if len(selected) else (0, -1)
     if least < -n_obs or most >= n_obs:
         outside = (selected < -n_obs) | (selected >= n_obs)

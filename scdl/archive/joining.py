@@ -92,8 +92,11 @@ class _Part(NamedTuple):
 def unmapped(request: Request, addresses: Addresses) -> list[_Part]:
     """The rows of a request that must be read, by backend and dtypes of their archives."""
     matrices, which, rows = request
+    missing = addresses.find(which)
+    if not len(missing):
+        return []
     groups: dict[Any, tuple[list[int], list[ArrayStore]]] = {}
-    for number in addresses.find(which).tolist():
+    for number in missing.tolist():
         matrix = matrices.archives[number]
         numbers, stores = groups.setdefault(matrix.kind, ([], []))
         numbers.append(number)

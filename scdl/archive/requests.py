@@ -88,14 +88,19 @@ class Addresses:
         self.table = np.zeros((len(archives), 5), np.int64)
         self.table[:, OFFSET_SIZE] = _UNKNOWN
         self.views: dict[int, Sequence[NDArray[Any]]] = {}
+        #: Whether all matrices are known to be in memory.
+        self._are_mapped = False
 
     def find(self, which: NDArray[np.int64]) -> NDArray[np.int64]:
         """Find the matrices at positions; returns those that are not in memory, in order."""
+        if self._are_mapped:
+            return which[:0]
         sizes = self.table[which, OFFSET_SIZE]
         if (sizes == _UNKNOWN).any():
             for number in np.unique(which[sizes == _UNKNOWN]).tolist():
                 self._add(number)
             sizes = self.table[which, OFFSET_SIZE]
+            self._are_mapped = bool((self.table[:, OFFSET_SIZE] > 0).all())
         return which[:0] if sizes.all() else np.unique(which[sizes == 0])
 
     def _add(self, number: int) -> None:
