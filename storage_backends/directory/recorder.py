@@ -23,7 +23,7 @@ _UNIT = 1 << 21
 #: Bytes of a file that are written so, a multiple of both units, and the unit of what follows.
 #: Virtual machines whose host takes unused memory back wait for each huge page: without this limit
 #: writing gigabytes took three times as long.
-_HUGE_UP_TO, _SMALL_UNIT = 1 << 28, 1 << 18
+_HUGE_UP_TO, _SMALL_UNIT = 1 << 27, 1 << 18
 
 
 class Recorder:
