@@ -77,8 +77,7 @@ def backend(name: str) -> Backend:
     'memmap'
     """
     if name in _BUILTIN:
-        builtin: Backend = import_module(_BUILTIN[name]).BACKEND
-        return builtin
+        return _builtin(name)
     point = _entry_points().get(name)
     if point is None:
         raise BackendNotFoundError(
@@ -94,9 +93,16 @@ def backend(name: str) -> Backend:
     return loaded
 
 
+@cache
+def _builtin(name: str) -> Backend:
+    found: Backend = import_module(_BUILTIN[name]).BACKEND
+    return found
+
+
 def _importable() -> Iterator[Backend]:
     """All backends that can be imported, built-in ones first."""
-    for name in _cached_names(tuple(sys.path)):
+    yield from map(_builtin, _BUILTIN)
+    for name in _cached_names(tuple(sys.path))[len(_BUILTIN) :]:
         with contextlib.suppress(BackendNotFoundError):
             yield backend(name)
 

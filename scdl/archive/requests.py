@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from scdl.archive.schema import DATA, INDICES, MATRIX
+from scdl.archive.schema import MATRIX
 from storage_backends.base import ArrayStore
 
 #: Matrices of a collection that are open at once. Mapped ones have three mappings each; Linux
@@ -47,8 +47,9 @@ class StoredMatrix(NamedTuple):
     @classmethod
     def of(cls, store: ArrayStore, prefix: str = "", *, is_sorted: bool) -> StoredMatrix:
         """The matrix of an open archive."""
-        mapped = []
+        arrays, mapped, dtypes = store.contents.arrays, [], []
         for name in MATRIX:
+            dtypes.append(arrays[prefix + name].dtype)
             view = store.view(prefix + name)
             if view is not None:
                 # Plain arrays are sliced several times faster than numpy.memmap.
@@ -56,8 +57,7 @@ class StoredMatrix(NamedTuple):
         usable = len(mapped) == len(MATRIX) and mapped[1].dtype.kind == "u"
         # Otherwise reading through the store raises an error that explains the damage.
         usable = usable and len(mapped[0]) == len(mapped[1])
-        dtypes = tuple(store.spec(prefix + name).dtype for name in MATRIX)
-        kind = type(store), prefix, dtypes
+        kind = type(store), prefix, tuple(dtypes)
         return cls(store, is_sorted, mapped if usable else (), prefix, kind)
 
 
@@ -144,8 +144,7 @@ class Matrices:
     @classmethod
     def of(cls, matrix: StoredMatrix, n_vars: int) -> Matrices:
         """Wrap a single matrix."""
-        data = matrix.store.spec(matrix.prefix + DATA).dtype
-        indices = matrix.store.spec(matrix.prefix + INDICES).dtype
+        _, _, (data, indices, _) = matrix.kind
         return cls((matrix,), (matrix.store.path,), data, indices, n_vars, matrix.is_sorted)
 
     def addresses(self, data_dtype: np.dtype[Any] | None = None) -> Addresses:

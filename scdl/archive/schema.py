@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,7 @@ class Info:
     @cached_property
     def max_n_vars(self) -> int:
         """Number of genes of the widest block, an upper bound for every row."""
-        return max(block.n_vars for block in self.blocks)
+        return max(self.blocks, key=attrgetter("n_vars")).n_vars
 
     def block_of(self, row: int) -> int:
         """Index of the block that contains a row."""
@@ -234,8 +235,9 @@ class Info:
             raise ArchiveFormatError(
                 f"{where}: its feature blocks are empty or out of order; {COPY_AGAIN}"
             )
-        lists = (attrs.get(key) for key in ("matrices", "fields"))
-        names, fields = (tuple(map(str, x)) if isinstance(x, list) else () for x in lists)
+        matrices, fields = attrs.get("matrices"), attrs.get("fields")
+        names = tuple(map(str, matrices)) if isinstance(matrices, list) else ()
+        fields = tuple(map(str, fields)) if isinstance(fields, list) else ()
         element = str(attrs.get("element", "X"))
         return cls(tuple(blocks), attrs.get("sorted") is True, names, element, fields)
 

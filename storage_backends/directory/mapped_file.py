@@ -66,20 +66,18 @@ class MappedFile:
         descriptor = archive_files.open_file(path)
         try:
             size = os.fstat(descriptor).st_size
-            self.data: NDArray[np.uint8] = (
-                _mapped(descriptor, size) if size else np.empty(0, np.uint8)
-            )
+            self.data: NDArray[np.uint8]
+            if not size:
+                self.data = np.empty(0, np.uint8)
+            elif _mmap is None:
+                region = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+                self.data = np.frombuffer(region, np.uint8).view()
+            else:
+                self.data = np.asarray(_Region(descriptor, size))
         finally:
             os.close(descriptor)
         self.data.flags.writeable = False
         self.address, self.size = self.data.ctypes.data, len(self.data)
-
-
-def _mapped(descriptor: int, size: int) -> NDArray[np.uint8]:
-    if _mmap is None:
-        region = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-        return np.frombuffer(region, np.uint8).view()
-    return np.asarray(_Region(descriptor, size))
 
 
 class _Region:

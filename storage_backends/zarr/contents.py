@@ -20,7 +20,7 @@ from storage_backends.zarr.chunks.files import Files
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.claims import check_array
 from storage_backends.zarr.detection import CHECKSUMS
-from storage_backends.zarr.nodes import Node, array_at, array_of
+from storage_backends.zarr.nodes import array_at, array_of
 from storage_backends.zarr.opening import Nodes, scdl_attribute, unreadable
 from storage_backends.zarr.plan import Bound
 from storage_backends.zarr.repeated import Repeated, repeated
@@ -85,12 +85,11 @@ class GroupContents:
             exposed = self._find_sparse()
             matrix = self.sparse.get(self.matrix)
             by_rows = matrix is not None and matrix.format == "csr"
-            self.specs = self._find_arrays(exposed, by_rows=by_rows)
+            self.specs, lengths = self._find_arrays(exposed, by_rows=by_rows)
             self.is_archive = by_rows or bool(self.scdl_attrs)
             if self.is_archive:
                 if not by_rows or not self.specs.keys() >= set(layout.MATRIX_PARTS):
                     self._refuse_matrix()
-                lengths = {at: self.specs[name].length for name, at in self.paths.items()}
                 extents.check_lengths(path, self.matrix, self.sparse, lengths, exposed)
             self._bound_ids()
             self._find_tables()
@@ -119,32 +118,34 @@ class GroupContents:
             # Other matrices, such as boolean ones, are read as a whole.
             if is_numeric or (self.scdl_attrs and path == self.matrix):
                 try:
-                    self.sparse[path] = Sparse(kind[:3], self._shape(path, node))
+                    shape = node.attrs.get("shape")
+                    if not isinstance(shape, Sequence) or list(map(type, shape)) != [int, int]:
+                        raise ArchiveFormatError(f"{self.path}: {path} has no valid shape")
+                    for extent in shape:
+                        check_claim(f"{self.path}: {path}", (extent,), 8, self._stored)
+                    self.sparse[path] = Sparse(kind[:3], (shape[0], shape[1]))
                 except ArchiveFormatError:
                     if self.scdl_attrs or path == self.matrix:
                         raise
                     # Reading the element raises the error.
         return exposed
 
-    def _shape(self, path: str, node: Node) -> tuple[int, int]:
-        shape = node.attrs.get("shape")
-        if not isinstance(shape, Sequence) or list(map(type, shape)) != [int, int]:
-            raise ArchiveFormatError(f"{self.path}: {path} has no valid shape")
-        for extent in shape:
-            check_claim(f"{self.path}: {path}", (extent,), 8, self._stored)
-        return shape[0], shape[1]
+    def _find_arrays(
+        self, exposed: set[str], *, by_rows: bool
+    ) -> tuple[dict[str, ArraySpec], dict[str, int]]:
+        """The arrays of numbers of sparse matrices and other exposed elements.
 
-    def _find_arrays(self, exposed: set[str], *, by_rows: bool) -> dict[str, ArraySpec]:
-        """The arrays of numbers of sparse matrices and other exposed elements."""
-        specs = {}
+        Returns their specifications by name, and their lengths by path.
+        """
+        specs, lengths = dict[str, ArraySpec](), dict[str, int]()
         for path, node in self.nodes.items():
             holder, _, part = path.rpartition("/")
             if node.spec is None or not (path in exposed or holder in self.sparse):
                 continue
             is_part = by_rows and holder == self.matrix
             name = part if is_part else layout.interface_name(path, self.sparse)
-            self.paths[name], specs[name] = path, node.spec
-        return specs
+            self.paths[name], specs[name], lengths[path] = path, node.spec, node.spec.length
+        return specs, lengths
 
     def _refuse_matrix(self) -> NoReturn:
         """Raise the error for an archive without a complete matrix stored by rows."""
