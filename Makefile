@@ -135,7 +135,7 @@ lock: ## Resolve constraints.txt anew, from the newest releases
 	rm -rf $(LOCK)
 
 clean: ## Remove environments, caches and builds
-	rm -rf .coverage .coverage.* $(VENV) $(NEXT) $(LOCK) .venv-annbatch build dist docs/_build docs/api/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .coverage .coverage.* $(VENV) $(NEXT) $(LOCK) .venv-annbatch .venv-cellstream build dist docs/_build docs/api/generated .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python

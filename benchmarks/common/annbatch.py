@@ -1,12 +1,6 @@
-"""The environment of annbatch, and the settings at which it is fastest."""
+"""The packages of annbatch, and the settings at which it is fastest."""
 
 from __future__ import annotations
-
-import glob
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 # pcodec is needed to read archives of scdl in two of the profiles.
 PACKAGES = (
@@ -36,47 +30,3 @@ PRELOAD = 64
 DISK_BLOCK, DISK_PRELOAD = 256, 64
 PRELOAD_CELLS = 4_096
 """Single random cells that the loader takes at a time."""
-
-
-def annbatch_python(environment: Path, *, make: bool) -> tuple[Path | None, str]:
-    """Find the interpreter of annbatch; `make` creates its environment if it is missing.
-
-    Returns
-    -------
-    tuple
-        The interpreter, or None and the reason.
-    """
-    python = environment.absolute() / "bin/python"
-    installed = environment / ".installed"
-    if installed.is_file() and installed.read_text().split() == list(PACKAGES):
-        return python, ""
-    if not make:
-        return None, f"{environment.name} does not have {PACKAGES[0]}"
-    base = _newer_python()
-    if base is None:
-        return None, "it needs Python 3.12 or newer, and there is none on this machine"
-    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PACKAGES]
-    for command in ([base, "-m", "venv", "--clear", environment], install):
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-        if done.returncode:
-            why = (done.stderr.strip() or "no message").splitlines()[-1]
-            return None, f"its environment cannot be made: {why}"
-    installed.write_text("\n".join(PACKAGES) + "\n")
-    return python, ""
-
-
-def _newer_python() -> str | None:
-    """Newest Python that annbatch supports, found as by the target test-next of the Makefile."""
-    root = os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv"))
-    for version in ("3.13", "3.12"):
-        found = [
-            shutil.which(f"python{version}"),
-            *glob.glob(f"{root}/versions/{version}.*/bin/python"),
-        ]
-        for python in filter(None, found):
-            # pyenv's shims exist for versions that are not active.
-            if not subprocess.run(
-                [python, "-c", "import ensurepip"], capture_output=True
-            ).returncode:
-                return python
-    return None

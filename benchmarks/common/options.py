@@ -78,7 +78,8 @@ def parse(
             "--environment",
             type=Path,
             default=_HERE.parent / ".venv-annbatch",
-            help="environment of annbatch; created if missing, but not with --quick",
+            help="environment of annbatch, beside those of other libraries; created if missing, "
+            "but not with --quick",
         )
     if disk:
         add(

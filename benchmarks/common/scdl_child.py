@@ -105,6 +105,23 @@ def _blocks(cells: int, block: int, batch: int, seed: int) -> Iterator[npt.NDArr
         yield rng.permutation(rows[rows < cells])
 
 
+def gather(
+    path: str, batch: int, batches: int, seed: int, genes: str | None = None, view: bool = False
+) -> dict[str, Any]:
+    """Read as many random cells at once, several times; they depend on the seed alone.
+
+    `genes` is a file of genes to select: by their names each time, or once for all with `view`.
+    """
+    dataset, rng = _dataset(path), np.random.default_rng(seed)
+    rows = [rng.permutation(len(dataset))[:batch] for _ in range(batches)]
+    names = None if genes is None else Path(genes).read_text().split()
+    if names and view:
+        dataset, names = dataset.select_genes(names), None
+    start = time.perf_counter()
+    cells = sum(len(dataset.read_rows(some, genes=names)) for some in rows)
+    return {"seconds": time.perf_counter() - start, "cells": cells}
+
+
 @functools.cache
 def _dataset(path: str) -> Any:
     return scdl.open(path)
@@ -118,4 +135,4 @@ def _read_bytes() -> int:
 
 
 if __name__ == "__main__":
-    serve(convert, size, sums, epoch, cold_epoch)
+    serve(convert, size, sums, epoch, cold_epoch, gather)

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
+
 from benchmarks.common.child import Child, ChildRun
 from benchmarks.common.page_cache import bring_in
 from benchmarks.common.peers import Scdl
@@ -19,6 +22,7 @@ from benchmarks.generate.real_cells import TemplateCells
 from benchmarks.generate.spec import DataSpec
 
 FEW_CELLS = 64
+_GENES = 20_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,17 @@ class Workspace:
         if not path.exists():
             generate(path, spec, self.templates(), progress=True)
         return path
+
+    def gene_list(self) -> Path:
+        """A file with 20,000 genes, or half of all if there are fewer, in the order of the data."""
+        with h5py.File(self.h5ad()) as file:
+            var = file["raw/var"]
+            names = var[var.attrs["_index"]].asstr()[:]
+        most = min(_GENES, len(names) // 2)
+        chosen = np.random.default_rng(0).choice(len(names), most, replace=False)
+        path = self.directory / f"{self._stem(self.spec)}-genes.txt"
+        path.write_text("\n".join(names[np.sort(chosen)]) + "\n")
+        return path.absolute()
 
     def archive(self, peer: Scdl, *, times: int = 1) -> Path:
         """The data converted by a library, uncompressed: once in the life of this object."""

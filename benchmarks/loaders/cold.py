@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from benchmarks.common import page_cache
 from benchmarks.common.hardware import disk_seconds
+from benchmarks.common.libraries import FRAMES
 from benchmarks.common.measure import Spread, take_turns
 from benchmarks.common.report import Outcome, ratio
 from benchmarks.loaders.bench import (
@@ -19,6 +21,7 @@ from benchmarks.loaders.bench import (
     MEMMAP,
     RANDOM,
     RATE,
+    READERS,
     SEQUENTIAL,
     LoaderBench,
     Setting,
@@ -29,20 +32,30 @@ _DISK = "the disk"
 _STILL_CACHED = 0.05
 
 # A loader and its setting, those that it is compared with, and the required ratio.
-_REQUIRED: tuple[tuple[str, Setting, str, Setting, float | None], ...] = (
+_Row = tuple[str, Setting, str, Setting, float | None]
+_REQUIRED: tuple[_Row, ...] = (
     (MEMMAP, RANDOM, BIONEMO, RANDOM, 4),
     (MEMMAP, CSR, _DISK, CSR, 0.6),
     (BALANCED, CSR, MEMMAP, CSR, 1.5),
     (FAST, CSR, MEMMAP, CSR, None),
     (MEMMAP, DEFAULTS, MEMMAP, SEQUENTIAL, 0.6),
 )
+_RANDOM_CELLS: tuple[_Row, ...] = tuple((name, RANDOM, MEMMAP, RANDOM, 2) for name in FRAMES)
 
 
 def cold(bench: LoaderBench) -> Findings:
+    return _compared(bench, _REQUIRED)
+
+
+def cold_random(bench: LoaderBench) -> Findings:
+    return _compared(bench, _RANDOM_CELLS)
+
+
+def _compared(bench: LoaderBench, required: Sequence[_Row]) -> Findings:
     if sys.platform != "linux":
         print("cold: skipped, since only Linux lets a program empty the page cache")
         return Findings()
-    sides = [side for row in _REQUIRED for side in (row[:2], row[2:4])]
+    sides = [side for row in required for side in (row[:2], row[2:4])]
     measures = {_title(*side): partial(_epoch, bench, *side) for side in sides}
     take_turns(measures, 1)
     runs = take_turns(measures, bench.repeats)
@@ -55,7 +68,7 @@ def cold(bench: LoaderBench) -> Findings:
         name: Spread.of([run["cells"] / run["seconds"] / 1e3 for run in answers])
         for name, answers in runs.items()
     }
-    return Findings([_outcome(rates, *row) for row in _REQUIRED])
+    return Findings([_outcome(rates, *row) for row in required])
 
 
 def _title(name: str, setting: Setting) -> str:
@@ -78,12 +91,14 @@ def _outcome(
 
 def _epoch(bench: LoaderBench, name: str, setting: Setting) -> dict[str, Any]:
     """One epoch, including opening; or a plain read of the same files."""
-    path = bench.archive(MEMMAP) if name == _DISK else bench.path(name)
-    child = bench.child(MEMMAP if name == _DISK else name)
+    path = bench.archive(MEMMAP if name == _DISK else name)
+    # Archives that no loader is named after are read by the loader of memmap.
+    reader = name if name in READERS else MEMMAP
+    child = bench.child(reader)
     child.ask("close")
     resident = page_cache.drop(path)
     if name == _DISK:
         answer = {"seconds": disk_seconds(path), "cells": bench.workspace.spec.cells}
     else:
-        answer = child.ask("epoch", **bench.request(name, setting))
+        answer = child.ask("epoch", **bench.request(reader, setting) | {"path": path})
     return answer | {"resident": resident}

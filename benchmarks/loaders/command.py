@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
-from benchmarks.common.annbatch import PACKAGES, PRELOAD, annbatch_python
+from benchmarks.common.annbatch import PACKAGES, PRELOAD
 from benchmarks.common.child import THREADS
+from benchmarks.common.environments import peer_python
 from benchmarks.common.libraries import BLOCK
 from benchmarks.common.options import parse
 from benchmarks.common.report import IN_TURN, run
 from benchmarks.loaders.bench import ANNBATCH, BIONEMO, SCDATASET, LoaderBench
-from benchmarks.loaders.cold import cold
+from benchmarks.loaders.cold import cold, cold_random
+from benchmarks.loaders.contents import contents
 from benchmarks.loaders.costs import disk, first_batch, memory
 from benchmarks.loaders.order import order, randomness
 from benchmarks.loaders.rates import large, matrix, required
@@ -30,6 +32,8 @@ CASES: dict[str, Callable[[LoaderBench], Findings]] = {
     "disk": disk,
     "first-batch": first_batch,
     "cold": cold,
+    "cold-random": cold_random,
+    "contents": contents,
     "large": large,
 }
 
@@ -45,7 +49,7 @@ _METHOD = IN_TURN + (
 def main(arguments: Sequence[str] | None = None) -> LoaderReport:
     """Run the cases, print the report and write it."""
     options = parse(arguments, __package__, CASES, large=60, seconds=0.5, annbatch=True)
-    python, absence = annbatch_python(options.environment, make=not options.quick)
+    python, absence = peer_python(options.environment, PACKAGES, make=not options.quick)
     whole = not options.only or "matrix" in options.only
     with LoaderBench.of(options, python=python, whole=whole) as bench:
         found = run(CASES, bench, options.only)

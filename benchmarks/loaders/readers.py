@@ -65,11 +65,20 @@ class SingleCellLoader(DataLoader):
     )
 
     def loader(
-        self, path: str, batch: int, order: str, layout: Any, workers: int, **options: Any
+        self,
+        path: str,
+        batch: int,
+        order: str,
+        layout: Any,
+        workers: int,
+        normalize: bool = False,
+        **options: Any,
     ) -> Iterable[Any]:
         import scdl
 
         cells = scdl.open(path)
+        if normalize:
+            options["transforms"] = [scdl.NormalizeTotal(), scdl.Log1p()]
         batch = min(batch, len(cells))  # Toy data may be less.
         loader = scdl.SingleCellLoader(cells, batch, order=order, layout=layout, **options)
         # The option `workers` would start processes for each epoch, and epochs are short here.

@@ -12,9 +12,9 @@ from benchmarks.common.annbatch import (
     DISK_BLOCK,
     DISK_PRELOAD,
     PACKAGES,
-    annbatch_python,
 )
 from benchmarks.common.child import THREADS, Child
+from benchmarks.common.environments import peer_python
 from benchmarks.common.options import parse
 from benchmarks.common.report import IN_TURN, Report
 from benchmarks.scale import disk, remote
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     options = parse(arguments, __package__, CASES, seconds=5.0, annbatch=True, disk=True)
     python, absence = None, "only the case disk has it"
     if not options.only or "disk" in options.only:
-        python, absence = annbatch_python(options.environment, make=not options.quick)
+        python, absence = peer_python(options.environment, PACKAGES, make=not options.quick)
     sizes = {"few": 2, "many": 5, "most": 7, "cells": 400, "rows": 3_000, "is_toy": True}
     sizes = sizes | {"disk_cells": 400} if options.quick else {"disk_cells": options.disk_cells}
     with Child(CHILD) as child:

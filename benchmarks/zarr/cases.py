@@ -15,17 +15,25 @@ import h5py
 from benchmarks.common.annbatch import PRELOAD, PRELOAD_CELLS
 from benchmarks.common.bench import Bench, memory_outcome
 from benchmarks.common.child import Child, ChildRun
-from benchmarks.common.libraries import ANNBATCH, BLOCK, MEMMAP, conversion_options, fresh_child
+from benchmarks.common.libraries import (
+    ANNBATCH,
+    BLOCK,
+    CELLSTREAM,
+    FRAMES,
+    MEMMAP,
+    conversion_options,
+    fresh_child,
+)
 from benchmarks.common.measure import Spread, epoch_rate, spreads, take_turns
 from benchmarks.common.report import Outcome, at_least, at_most, figure, ratio
 
-#: Profiles that read single cells, and those that programs without scdl read.
-FRAMES, INTERCHANGE = ("packed", "packed-fast"), ("fast", "balanced", "archive", "portable")
+#: Profiles that programs without scdl read.
+INTERCHANGE = ("fast", "balanced", "archive", "portable")
 PROFILES = (*FRAMES, *INTERCHANGE)
 
 BATCH, DENSE_BATCH = 1_024, 64
 _RANDOM_BATCHES = 8
-_RATE = "k cells/s"
+RATE = "k cells/s"
 
 _BITS = {"packed": 7.5, "packed-fast": 11.7, "fast": 11.5, "balanced": 8.5, "archive": 5.2}
 _EPOCH = {"fast": 2.5, "balanced": 1.25, "archive": 0.8}
@@ -42,14 +50,15 @@ class ZarrBench(Bench):
 
     Attributes
     ----------
-    ours, theirs
-        The processes; that of annbatch may be absent.
+    ours, theirs, cellstream
+        The processes; those of annbatch and cellstream may be absent.
     python
         The interpreter of annbatch.
     """
 
     ours: Child
     theirs: Child | None
+    cellstream: Child | None
     python: Path | None
     _paths: dict[str, Path] = field(default_factory=dict)
 
@@ -60,10 +69,9 @@ class ZarrBench(Bench):
 
     def child(self, name: str) -> Child:
         """The process that reads an archive."""
-        if name != ANNBATCH:
-            return self.ours
-        assert self.theirs is not None
-        return self.theirs
+        child = {ANNBATCH: self.theirs, CELLSTREAM: self.cellstream}.get(name, self.ours)
+        assert child is not None
+        return child
 
     def target(self, name: str) -> Path:
         """Path for an archive; what was there is removed."""
@@ -99,7 +107,7 @@ class ZarrBench(Bench):
 
 
 def bits(bench: ZarrBench) -> list[Outcome]:
-    sizes = {name: Spread.of([_bits(bench, name)]) for name in bench.names}
+    sizes = {name: Spread.of([stored_bits(bench, name)]) for name in bench.names}
     theirs = sizes.pop(ANNBATCH, None)
     outcomes: list[Outcome] = []
     for name, ours in sizes.items():
@@ -113,7 +121,8 @@ def bits(bench: ZarrBench) -> list[Outcome]:
     return [*outcomes, figure("bits per value, h5ad gzip-4", "bits", packed)]
 
 
-def _bits(bench: ZarrBench, name: str) -> float:
+def stored_bits(bench: ZarrBench, name: str) -> float:
+    """Bits of an archive for each stored value."""
     answer = bench.child(name).ask("size", path=bench.archive(name))
     return float(8 * sum(answer["bytes"].values()) / answer["values"])
 
@@ -141,7 +150,7 @@ def theirs_on_ours(bench: ZarrBench) -> list[Outcome]:
         if any(run["sums"] != expected for run in runs):
             raise RuntimeError(f"annbatch reads {path} as {runs[0]['sums']}, expected {expected}")
         speeds = Spread.of([expected[0] / run["seconds"] / 1e3 for run in runs])
-        outcomes.append(figure(f"annbatch's loader on scdl's {profile}", _RATE, speeds))
+        outcomes.append(figure(f"annbatch's loader on scdl's {profile}", RATE, speeds))
     return outcomes
 
 
@@ -156,7 +165,7 @@ def dense(bench: ZarrBench) -> list[Outcome]:
             f"batches of {DENSE_BATCH} cells as float32; both take 64 blocks at once; annbatch's "
             "loader shuffles the blocks that it takes, and scipy converts its batches to dense"
         )
-        outcomes.append(Outcome(title, at_least(1, "x"), over, ours, None, _RATE, note))
+        outcomes.append(Outcome(title, at_least(1, "x"), over, ours, None, RATE, note))
     return outcomes
 
 
@@ -193,14 +202,14 @@ def _over_theirs(what: str, rates: dict[str, Spread], required: dict[str, float]
     bound = at_least(_OVER_MEMMAP[what], "x")
     over = [
         Outcome(
-            f"{what}, {name} over memmap", bound, rates[name].over(memmap), rates[name], None, _RATE
+            f"{what}, {name} over memmap", bound, rates[name].over(memmap), rates[name], None, RATE
         )
         for name in FRAMES
     ]
     if theirs is None:
-        return [figure(f"{what}, {name}", _RATE, ours) for name, ours in rates.items()] + over
+        return [figure(f"{what}, {name}", RATE, ours) for name, ours in rates.items()] + over
     return [
-        ratio(f"{what}, {name}", ours, theirs, _RATE, required=required.get(name))
+        ratio(f"{what}, {name}", ours, theirs, RATE, required=required.get(name))
         for name, ours in rates.items()
     ] + over
 
@@ -270,11 +279,11 @@ def cold(bench: ZarrBench) -> list[Outcome]:
     read = "; ".join(f"{name} reads {runs[name][0]['read'] / 1e6:,.0f} MB" for name in names)
     note = f"{kept:.1%} of the archives were still cached, and {read}; opening is included"
     what, memmap = "CSR epoch from disk", rates[MEMMAP]
-    outcomes: list[Outcome] = [replace(figure(f"{what}, memmap", _RATE, memmap), note=note)]
+    outcomes: list[Outcome] = [replace(figure(f"{what}, memmap", RATE, memmap), note=note)]
     if "balanced" in rates:
         ours = rates["balanced"]
         title, bound = f"{what}, balanced over memmap", at_least(_COLD, "x")
-        outcomes.append(Outcome(title, bound, ours.over(memmap), ours, None, _RATE))
+        outcomes.append(Outcome(title, bound, ours.over(memmap), ours, None, RATE))
     return outcomes
 
 

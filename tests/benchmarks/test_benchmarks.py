@@ -22,6 +22,7 @@ from benchmarks import __main__ as entry
 from benchmarks.collections import command as collections
 from benchmarks.common import measure
 from benchmarks.common.child import Child, ChildFailedError
+from benchmarks.common.libraries import FRAMES
 from benchmarks.common.measure import Spread
 from benchmarks.common.report import Outcome, Report, at_least, at_most
 from benchmarks.generate import files as generator
@@ -263,8 +264,12 @@ def test_all_cases_of_zarr_run_on_toy_data(
     for profile in PROFILES:
         assert {f"{what}, {profile}" for what in ("bits per value", "CSR epoch")} <= measured
     assert {"random cells, memmap", "convert to balanced: speed"} <= measured
+    for what in ("1,024 random cells at once", "1,024 random cells at once, genes="):
+        assert {f"{what}, {profile} over memmap" for profile in FRAMES} <= measured
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".md", ".json"}
-    assert "annbatch is left out: absent does not have annbatch" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "annbatch is left out: absent does not have annbatch" in printed
+    assert "cellstream is left out: .venv-cellstream does not have cellstream" in printed
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
