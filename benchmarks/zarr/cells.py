@@ -36,7 +36,7 @@ def genes(bench: ZarrBench) -> list[Outcome]:
 
 
 def _compared(bench: ZarrBench, what: str, names: Sequence[str], **options: Any) -> list[Outcome]:
-    """Rates of archives, and those of single cells' frames over the others, of the same cells."""
+    """Rates of archives, and those of archives that store single cells over the others."""
     paths = {name: bench.archive(name) for name in names}
     measures = {name: _rate(bench, name, paths[name], options) for name in names}
     rates = spreads(measures, bench.repeats)
