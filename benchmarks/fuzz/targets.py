@@ -9,14 +9,14 @@ from typing import NamedTuple
 import numcodecs
 import numpy as np
 
-from benchmarks.fuzz import seeds
+from benchmarks.fuzz import frames, seeds
+from benchmarks.fuzz.guarded_memory import GuardedMemory
 from scdl.collection import manifest
 from scdl.errors import ScdlError
 from scdl.sources.h5ad import H5adFile
 from scdl.sources.matrices import Bounds
 from storage_backends.directory import content as content_sums
 from storage_backends.directory.checksums import Table
-from storage_backends.directory.content import Content
 from storage_backends.memmap import features
 from storage_backends.memmap import manifest as archive_manifest
 from storage_backends.memmap.header import Header
@@ -156,6 +156,7 @@ class _Bytes:
 
 def _zarr_chunks(place: Path) -> Parser:
     chains = [Chain.of(codecs, np.dtype(dtype)) for codecs, dtype in seeds.CHAINS]
+    memory = GuardedMemory()
 
     def parse(data: bytes) -> None:
         chain = chains[data[0] % len(chains)] if data else None
@@ -170,10 +171,9 @@ def _zarr_chunks(place: Path) -> Parser:
         if chain is None:
             return
         # An attacker would write a correct checksum.
-        chunk = np.frombuffer(index if seeds.is_checked(data[0]) else body, np.uint8)
-        address, size = np.array([chunk.ctypes.data]), np.array([len(chunk)])
+        content = memory.content(index if seeds.is_checked(data[0]) else body)
         out = np.empty((1, seeds.CHUNK_LENGTH), chain.stored)
-        chain.decode(Content(address, size, chunk), np.array([out.size]), out)
+        chain.decode(content, np.array([out.size]), out)
 
     return parse
 
@@ -212,5 +212,6 @@ TARGETS = {
     "zarr-metadata": Target(_zarr_metadata, seeds.zarr_metadata),
     "zarr-tables": Target(_zarr_tables, seeds.zarr_tables),
     "zarr-chunks": Target(_zarr_chunks, seeds.zarr_chunks),
+    "zarr-frames": Target(frames.parser, frames.chunks),
     "hdf5": Target(_hdf5, seeds.hdf5),
 }

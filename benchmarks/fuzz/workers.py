@@ -79,8 +79,8 @@ class _Turn:
         self._seen = 0
 
     def is_hanging(self) -> bool:
-        """Whether it has been at the same input for too long."""
-        if self.begun.value != self._seen:
+        """Whether it has been at the same input for too long; compiling before the first may."""
+        if not self.begun.value or self.begun.value != self._seen:
             self._seen, self._moved = self.begun.value, time.monotonic()
         return time.monotonic() - self._moved > HANG_SECONDS
 
