@@ -75,6 +75,13 @@ class Chunked(_Store):
         """Preferred size of a storage request in bytes; 0 if small requests cost little."""
         return 0
 
+    def origin(self, prefix: str) -> tuple[Any, str]:
+        """The archive that stores the sparse matrix of a prefix, and its prefix there.
+
+        It is another one for views of archives, whose matrices are read as those of the archive.
+        """
+        return self, prefix
+
     def will_need(self, name: str, starts: Positions, stops: Positions) -> Any:
         """Announce ranges that will be read soon, so that a backend can prefetch them.
 

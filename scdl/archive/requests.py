@@ -47,6 +47,7 @@ class StoredMatrix(NamedTuple):
     @classmethod
     def of(cls, store: ArrayStore, prefix: str = "", *, is_sorted: bool) -> StoredMatrix:
         """The matrix of an open archive."""
+        store, prefix = store.origin(prefix)
         arrays, mapped, dtypes = store.contents.arrays, [], []
         for name in MATRIX:
             dtypes.append(arrays[prefix + name].dtype)

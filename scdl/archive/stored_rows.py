@@ -46,6 +46,7 @@ class StoredRows(NamedTuple):
     @classmethod
     def of(cls, store: ArrayStore, prefix: str, rows: NDArray[np.int64]) -> StoredRows:
         """Rows of a single archive."""
+        store, prefix = store.origin(prefix)
         return cls((store,), prefix, np.zeros(len(rows), np.int64), rows)
 
     def _read(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdl.archive.frames import table_of
-from scdl.archive.schema import MATRIX, Info, field_element, var_table
+from scdl.archive.schema import DATA, MATRIX, Info, field_element, var_table
 from scdl.errors import OptionError
 from scdl.sources.archive import Elements
 from scdl.sources.base import genes_of
@@ -132,6 +132,10 @@ class MatrixView(ArrayStore):
     def chunk_length(self, name: str) -> int:
         """As of the archive."""
         return self._store.chunk_length(self._names.get(name, name))
+
+    def origin(self, prefix: str) -> tuple[ArrayStore, str]:
+        """The archive, and the prefix of the matrix there."""
+        return self._store, prefix or self._names[DATA].removesuffix(DATA)
 
     def will_need(self, name: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Any:
         """As of the archive."""

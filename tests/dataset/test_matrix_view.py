@@ -14,6 +14,8 @@ import scipy.sparse as sp
 
 import scdl
 from scdl.errors import OptionError
+from storage_backends.capabilities import RowsRead
+from storage_backends.zarr.store import ZarrStore
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def adata() -> ad.AnnData:
     return made
 
 
-@pytest.fixture(scope="module", params=["balanced", "archive"])
+@pytest.fixture(scope="module", params=["balanced", "archive", "packed"])
 def path(request: pytest.FixtureRequest, adata: ad.AnnData, tmp_path_factory: Any) -> Path:
     place: Path = tmp_path_factory.mktemp("kept")
     adata.write_h5ad(place / "a.h5ad")
@@ -68,6 +70,27 @@ def test_reading(path: Path, adata: ad.AnnData, matrix: str) -> None:
     back = pickle.loads(pickle.dumps(ds))
     np.testing.assert_array_equal(back.read_rows(rows).to_dense(), expected[rows].toarray())
     np.testing.assert_array_equal(ds.to_anndata().X.toarray(), expected.toarray())
+
+
+def test_rows_in_frames_are_decoded_together(
+    adata: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of the archive's own matrix, and not one array after the other."""
+    found, read = [], ZarrStore.read_rows_across
+
+    def spy(*arguments: Any, **options: Any) -> RowsRead:
+        found.append(read(*arguments, **options))
+        return found[-1]
+
+    # Whose matrix is X, so that the genes of layers are reordered as its are.
+    cells = ad.AnnData(adata.X, adata.obs, adata.var, layers={"counts": adata.layers["counts"]})
+    scdl.convert(cells, tmp_path / "a.zarr", compression="packed")
+    monkeypatch.setattr(ZarrStore, "read_rows_across", spy)
+    ds = scdl.open(tmp_path / "a.zarr", matrix="layers/counts")
+    for rows in ([5, 39, 5], range(40)):
+        batch = ds.read_rows(rows)
+        assert (batch.to_scipy() != adata.layers["counts"][list(rows)]).nnz == 0
+    assert found == [RowsRead.SORTED] * 2
 
 
 def test_the_matrix_that_the_archive_is_made_for(path: Path, adata: ad.AnnData) -> None:
