@@ -52,7 +52,7 @@ def sealed(data: bytes) -> tuple[bytes, int]:
     entries = np.frombuffer(chunk[begin:-TAIL_BYTES], "<u2").reshape(-1, 2)
     for items, size in entries.tolist():
         end, n_items = at + size, n_items + items
-        if SUM_BYTES <= size and end <= begin:
+        if size >= SUM_BYTES and end <= begin:
             chunk[end - SUM_BYTES : end] = checksum(bytes(chunk[at : end - SUM_BYTES]))
         at = end
     chunk[-SUM_BYTES:] = checksum(bytes(chunk[begin:-SUM_BYTES]))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import sys
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
+from benchmarks.fuzz.guarded_memory import GuardedMemory
 from storage_backends.directory.content import Content
 from storage_backends.zarr.codecs import packed
 from storage_backends.zarr.codecs.chain import Chain
@@ -19,6 +17,8 @@ from storage_backends.zarr.plan import Bound
 INTEGERS = ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"]
 TYPES = [*INTEGERS, "f2", "f4", "f8"]
 KINDS = ["bits", "extremes", "constant", "rising", "falling", "few", "counts", "gaps", "offsets"]
+#: What follows the number of a version that is too new.
+UPGRADE = "this release reads up to 1; upgrade scdl-store"
 CODECS = [{"name": "scdl.packed"}]
 #: Lengths at which frames, blocks and their widths begin to differ.
 EDGES = [0, 1, 31, 32, 33, 64, 127, 128, 129, 1_023, 1_024, 1_025, 4_095, 4_096, 4_097, 5_000]
@@ -79,25 +79,7 @@ def decoded(data: bytes, dtype: Any, n: int) -> np.ndarray:
     return guarded[1]
 
 
-class Guarded:
-    """Memory behind whose end there is nothing: reading there would end the process."""
-
-    def __init__(self, pages: int = 64) -> None:
-        self._memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self._end = start + pages * mmap.PAGESIZE
-        if sys.platform == "linux":
-            guard = ctypes.c_void_p(self._end), mmap.PAGESIZE, 0
-            assert ctypes.CDLL(None).mprotect(*guard) == 0
-
-    def content(self, chunk: bytes) -> Content:
-        """A chunk as it is stored, at the end of the memory."""
-        start = self._end - len(chunk)
-        ctypes.memmove(start, chunk, len(chunk))
-        return Content(np.array([start]), np.array([len(chunk)]), self._memory)
-
-
-GUARDED = Guarded()
+GUARDED = GuardedMemory()
 
 
 def stored(chunks: list[bytes]) -> Content:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import zarr
 from places import GOLDEN
 from release_archives import ARCHIVES, GROWN, N_OBS, cells
 
@@ -19,6 +21,7 @@ import scdl
 from scdl.collection.manifest import _FORMAT
 from scdl.errors import NewerFormatError, SourceError
 from storage_backends.directory import integrity
+from storage_backends.directory.content import checksum
 from storage_backends.memmap import header, layout, manifest
 from storage_backends.zarr import detection
 from storage_backends.zarr import layout as zarr_layout
@@ -94,6 +97,65 @@ def test_a_newer_archive_is_told_and_not_touched(
         assert not report.done
     assert content_of(path) == before
     assert not (tmp_path / "copy.scdl").exists()
+
+
+def with_newer_chunk(path: Path, name: str, codec: str) -> None:
+    """Raise the version in the first chunk of an array, under right checksums."""
+    reader = scdl.open(path).store.group.array(name.removeprefix("X/")).reader
+    (file,) = (path / name / "c").iterdir()
+    content = bytearray(file.read_bytes())
+    start, size = np.frombuffer(content[-16 * reader.grid.per_file - 4 :][:16], "<u8").tolist()
+    chunk = content[start : start + size]
+    # The checksum is that of the bytes from there on.
+    begin, version = 0, 0
+    if codec == "scdl.packed":
+        begin = size - 12 - 4 * int.from_bytes(chunk[-12:-8], "little")
+        version = size - 5
+    assert chunk[version] == 1
+    chunk[version] = 3
+    chunk[-4:] = checksum(bytes(chunk[begin:-4]))
+    content[start : start + size] = chunk
+    file.write_bytes(content)
+    (path / detection.CHECKSUMS).unlink()
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs")
+@pytest.mark.parametrize(
+    ("profile", "name", "codec"),
+    [
+        ("packed", "X/data", "scdl.packed"),
+        ("packed-fast", "X/indices", "scdl.packed"),
+        ("archive", "X/indices", "scdl.ans"),
+        ("archive", "X/data", "scdl.of"),
+    ],
+)
+def test_a_chunk_of_a_newer_codec_is_told(
+    tmp_path: Path, profile: str, name: str, codec: str
+) -> None:
+    path, rates = tmp_path / "a.zarr", np.linspace(0, 3, 200)
+    counts = sp.csr_matrix(np.random.default_rng(0).poisson(rates, (400, 200)), dtype=np.float32)
+    whole = ad.AnnData(counts.log1p(), layers={"counts": counts})
+    scdl.convert(whole, path, compression=profile)
+    with_newer_chunk(path, name, codec)
+    told = (
+        f"{path}: {name.removeprefix('X/')}: chunk 0 in {codec}: its format is 3, this release "
+        "reads up to 1; upgrade scdl-store"
+    )
+    for rows in ([3], range(len(whole))):
+        with pytest.raises(NewerFormatError) as raised:
+            scdl.open(path).read_rows(rows)
+        assert str(raised.value) == told
+    with pytest.raises(NewerFormatError) as raised:
+        scdl.convert(path, tmp_path / "copy.zarr")
+    assert str(raised.value) == told
+    report = scdl.verify(path, deep=True)
+    assert report.verdict.name == "UNKNOWN"
+    assert told in [finding.message for finding in report.findings]
+    with pytest.raises(ValueError, match=f"{codec}: its format is 3"):
+        zarr.open_group(path)[name][:]
+    # The bytes are those that were written.
+    integrity.add_checksums(str(path), detection.CHECKSUMS)
+    assert scdl.verify(path, deep=True).verdict.name != "DAMAGED"
 
 
 @pytest.fixture(scope="module", params=sorted(GOLDEN.glob("release_*.zip")), ids=lambda f: f.stem)

@@ -16,7 +16,7 @@ from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, MissingCodec
 from storage_backends.zarr.chunks.files import Pieces
 from storage_backends.zarr.chunks.shards import ABSENT, ShardedChunks, indexes
 from storage_backends.zarr.codecs.chain import Chain
-from storage_backends.zarr.codecs.encodings import DamagedChunkError
+from storage_backends.zarr.codecs.chunk_errors import DamagedChunkError
 from storage_backends.zarr.plan import Bound, ChunkPieces
 
 
@@ -259,7 +259,5 @@ class _Fetched(Chunks):
         at = first + error.position
         if self._written is not None:
             at = int(np.flatnonzero(self._written)[at])
-        return ArchiveFormatError(
-            f"{self._readers[self._which[at]].where}: chunk {self._chunks[at]} is damaged: "
-            f"{error}; {COPY_AGAIN}"
-        )
+        where = self._readers[self._which[at]].where
+        return error.at(f"{where}: chunk {self._chunks[at]}")

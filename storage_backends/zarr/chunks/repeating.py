@@ -15,13 +15,13 @@ from storage_backends.base import ArraySpec
 from storage_backends.compute.traffic import TRAFFIC
 from storage_backends.directory.content import Content
 from storage_backends.directory.recorder import Recorder
-from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
 from storage_backends.zarr.chunks.fetching import ChunkReader, Chunks, locate
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.chunks.shards import ShardedChunks
 from storage_backends.zarr.chunks.writing import ENCODING, ArrayBuilder
 from storage_backends.zarr.codecs import row_tables
 from storage_backends.zarr.codecs.chain import Encoded, ends_within
+from storage_backends.zarr.codecs.chunk_errors import DamagedChunkError
 from storage_backends.zarr.codecs.profiles import OF, SAME, Profile
 from storage_backends.zarr.codecs.repeating_codec import Repetition
 
@@ -94,13 +94,12 @@ class _Repeated(Chunks):
         needed = np.minimum(needed, n_items)
         self._others.decode(start, stop, needed, others)
         content = self._content.part(start, stop)
-        problem = row_tables.problem_at(row_tables.decode(content, needed, n_items, others, out))
-        if problem is not None:
-            at = start + problem[0]
-            raise ArchiveFormatError(
-                f"{self._readers[self._which[at]].where}: chunk {self._chunks[at]} is damaged: "
-                f"{problem[1]}; {COPY_AGAIN}"
-            )
+        try:
+            row_tables.decode(content, needed, n_items, others, out)
+        except DamagedChunkError as error:
+            at = start + error.position
+            where = f"{self._readers[self._which[at]].where}: chunk {self._chunks[at]}"
+            raise error.at(where) from error
 
 
 class UnrelatedError(Exception):

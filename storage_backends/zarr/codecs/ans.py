@@ -13,7 +13,8 @@ from storage_backends.directory.content import Content, checksum
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr.codecs import ans_reading, ans_states, ans_writing
 from storage_backends.zarr.codecs import blosc as native
-from storage_backends.zarr.codecs.ans_format import OTHER_VERSION, VERSION, Tables
+from storage_backends.zarr.codecs.ans_format import VERSION, Tables
+from storage_backends.zarr.codecs.chunk_errors import check
 from storage_backends.zarr.codecs.profiles import ANS
 
 NAME = ANS
@@ -60,10 +61,10 @@ class Ans(NamedTuple):
         tables = _tables(self.text)
         return ans_writing.encode(values, tables, differences=self.differences, ends=ends)
 
-    def decode(self, content: Content, needed: NDArray[np.int64], out: NDArray[Any]) -> int:
-        """Check and decode chunks, see :func:`~.ans_reading.decode`."""
+    def decode(self, content: Content, needed: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Check and decode chunks, see :func:`~.ans_reading.decode`; DamagedChunkError."""
         states = _states(self, out.itemsize)
-        return int(
+        found = int(
             ans_reading.decode(
                 native.CRC32C,
                 content.addresses,
@@ -75,6 +76,7 @@ class Ans(NamedTuple):
                 out.view(f"u{out.itemsize}"),
             )
         )
+        check(found, NAME, VERSION)
 
     def decode_one(self, data: bytes, out: NDArray[Any]) -> None:
         """Decode a chunk without its checksum; ArchiveFormatError if it is invalid."""
@@ -82,21 +84,7 @@ class Ans(NamedTuple):
             raise ArchiveFormatError(f"the codec {NAME} stores integers, not {out.dtype}")
         chunk = np.frombuffer(data + checksum(data), np.uint8)
         content = Content(np.array([chunk.ctypes.data]), np.array([chunk.nbytes]), chunk)
-        found = self.decode(content, np.array([len(out)]), out.reshape(1, -1))
-        if found != native.SOUND:
-            raise ArchiveFormatError(problem_at(found)[1])
-
-
-def problem_at(found: int) -> tuple[int, str]:
-    """Position and problem of a damaged chunk, from the result of :meth:`Ans.decode`."""
-    if found >= OTHER_VERSION:
-        return found % OTHER_VERSION, (
-            f"another version of the codec {NAME} wrote it, this release of scdl-store reads "
-            f"version {VERSION}; update scdl-store"
-        )
-    problem = native.problem_at(found)
-    assert problem is not None
-    return problem
+        self.decode(content, np.array([len(out)]), out.reshape(1, -1))
 
 
 @lru_cache(_MOST_KEPT)

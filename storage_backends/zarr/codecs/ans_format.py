@@ -24,8 +24,6 @@ from storage_backends.zarr.codecs.profiles import ANS
 
 #: First byte of a chunk.
 VERSION = 1
-#: Added to the position of a chunk that another version wrote.
-OTHER_VERSION = 1 << 34
 
 #: States of the coders, and bits that count them.
 N_STATES, STATE_BITS = 1 << 10, 10

@@ -16,7 +16,6 @@ from storage_backends.zarr.codecs.ans_format import (
     MOST_LENGTH,
     N_CODERS,
     N_STATES,
-    OTHER_VERSION,
     STATE_BITS,
     VERSION,
     context_of,
@@ -24,6 +23,7 @@ from storage_backends.zarr.codecs.ans_format import (
 from storage_backends.zarr.codecs.ans_states import MIDDLE, read_tokens
 from storage_backends.zarr.codecs.bit_lanes import LANES
 from storage_backends.zarr.codecs.blosc import (
+    LATER,
     SOUND,
     UNFIT,
     byte_at,
@@ -72,7 +72,8 @@ def decode(
     Returns
     -------
     int
-        SOUND, or the position of a damaged chunk, to which UNFIT or OTHER_VERSION may be added.
+        SOUND, or the position of a damaged chunk, to which UNFIT, or a version times LATER, may be
+        added.
     """
     for i in range(len(addresses)):
         size = lengths[i] - CHECKSUM_BYTES
@@ -134,8 +135,9 @@ def _decode_chunk(
     """SOUND, or the value to add to the position of a chunk."""
     if address == end:
         return UNFIT
-    if byte_at(address) != VERSION:
-        return OTHER_VERSION
+    version = np.int64(byte_at(address))
+    if version != VERSION:
+        return version * LATER if version > VERSION else UNFIT
     n_rows, before, at, position = _check_rows(address, end, len(out))
     if n_rows < 0:
         return UNFIT

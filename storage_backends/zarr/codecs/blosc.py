@@ -24,6 +24,8 @@ SOUND = -1
 UNFIT = 1 << 32
 #: Added to the position if the package has to decode the chunk.
 UNKNOWN = 1 << 33
+#: Added to the position as many times as the version of a codec says that is too new to be read.
+LATER = 1 << 40
 
 _BLOSC_HEADER_BYTES = 16
 

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from storage_backends.compute.jit import kernel
 from storage_backends.directory.content import CHECKSUM_BYTES, Content
 from storage_backends.errors import one_line
-from storage_backends.zarr.codecs import ans, frame_format, frame_writing, packed, pcodec
+from storage_backends.zarr.codecs import ans, frame_writing, packed, pcodec
 from storage_backends.zarr.codecs import blosc as native
+from storage_backends.zarr.codecs.chunk_errors import DamagedChunkError
 from storage_backends.zarr.codecs.encodings import (
     COMPRESSORS,
     SERIALIZERS,
-    DamagedChunkError,
     PcodecPackage,
     decompress,
 )
@@ -137,12 +137,11 @@ class Chain:
             functions = native.CRC32C, native.BLOSC_DECOMPRESS
             found = native.decode_blosc(*functions, self._delta, *content[:2], unsigned)
         elif self.in_frames:
-            self._check(packed.decode(content, needed, out))
+            packed.decode(content, needed, out)
             return
         elif self.fitted is not None:
-            found = self.fitted.decode(content, needed, out)
-            if found != native.SOUND:
-                raise DamagedChunkError(*ans.problem_at(found))
+            self.fitted.decode(content, needed, out)
+            return
         elif self._is_pcodec_of_ours:
             found = pcodec.decode(content, needed, out)
         else:
@@ -166,16 +165,7 @@ class Chain:
 
         Returns the position of the first chunk with a number out of bounds, or -1.
         """
-        found = packed.place(content, pieces, n_items, self.stored, bound, out)
-        if found >= frame_format.BEYOND:
-            return found % frame_format.BEYOND
-        self._check(found)
-        return -1
-
-    @staticmethod
-    def _check(found: int) -> None:
-        if found != native.SOUND:
-            raise DamagedChunkError(*packed.problem_at(found))
+        return packed.place(content, pieces, n_items, self.stored, bound, out)
 
     def _decode_with_packages(self, content: Content, out: NDArray[Any]) -> None:
         if self._is_pcodec:

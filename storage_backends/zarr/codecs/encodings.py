@@ -21,27 +21,12 @@ from storage_backends.directory.content import CHECKSUM_BYTES, Content, checksum
 from storage_backends.errors import ArchiveFormatError, MissingCodecError, one_line
 from storage_backends.zarr.codecs import ans, packed
 from storage_backends.zarr.codecs import blosc as native
+from storage_backends.zarr.codecs.chunk_errors import DamagedChunkError
 from storage_backends.zarr.codecs.profiles import Codec
 from storage_backends.zarr.guards import zstd_size
 
 _SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 _OTHER_SIZE = "its size is not that of a chunk"
-
-
-class DamagedChunkError(ArchiveFormatError):
-    """A chunk cannot be decoded.
-
-    Parameters
-    ----------
-    position
-        Position of the chunk among those to be decoded.
-    problem
-        Description of the damage.
-    """
-
-    def __init__(self, position: int, problem: str) -> None:
-        super().__init__(problem)
-        self.position = position
 
 
 def can_decompress(codecs: Sequence[Codec]) -> bool:

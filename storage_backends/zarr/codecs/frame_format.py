@@ -33,6 +33,5 @@ KINDS = {"u": UNSIGNED, "i": SIGNED, "f": FLOAT}
 #: Instead of the largest item of a frame: it is invalid, or its items do not ascend.
 INVALID, MIXED = -1, -2
 
-#: Added to the position of a chunk that another version of the format wrote, or with an id that is
-#: out of bounds.
-OTHER_VERSION, BEYOND = 1 << 34, 1 << 35
+#: Added to the position of a chunk with an id that is out of bounds.
+BEYOND = 1 << 35

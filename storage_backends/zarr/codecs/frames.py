@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.compute.jit import LINE, fetch_ahead, fetch_line, kernel
-from storage_backends.zarr.codecs.blosc import SOUND, UNFIT, byte_at, is_intact, number_at
+from storage_backends.zarr.codecs.blosc import LATER, SOUND, UNFIT, byte_at, is_intact, number_at
 from storage_backends.zarr.codecs.frame_bodies import decode_frame
 from storage_backends.zarr.codecs.frame_format import (
     BEYOND,
@@ -20,7 +20,6 @@ from storage_backends.zarr.codecs.frame_format import (
     MAGIC,
     MIXED,
     MOST_ITEMS,
-    OTHER_VERSION,
     SUM_BYTES,
     TAIL_BYTES,
     VERSION,
@@ -87,12 +86,13 @@ def find_frame(
     tail = address + length - TAIL_BYTES
     if length < TAIL_BYTES or number_at(tail + 4) & 0xFFFFFF != MAGIC:
         return UNFIT
-    if byte_at(tail + 7) != VERSION:
-        return OTHER_VERSION
     n_frames = np.int64(number_at(tail))
     directory = tail - ENTRY_BYTES * n_frames
     if directory < address or not is_intact(crc32c, directory, tail + 8 - directory):
         return 0
+    version = np.int64(byte_at(tail + 7))
+    if version != VERSION:
+        return version * LATER if version > VERSION else UNFIT
     frame = first = begin = 0
     while frame < n_frames:
         items, size = _entry(directory, frame)
@@ -207,8 +207,8 @@ def place_frames(
     Returns
     -------
     int
-        SOUND; or the position of the first damaged chunk, to which UNFIT, OTHER_VERSION or BEYOND
-        may be added.
+        SOUND; or the position of the first damaged chunk, to which UNFIT, BEYOND, or a version
+        times LATER, may be added.
     """
     n = len(addresses)
     found = np.empty((bounds[n] - bounds[0], 3), np.int64)

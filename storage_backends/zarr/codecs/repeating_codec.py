@@ -29,6 +29,7 @@ from zarr.storage import StorePath
 from storage_backends.directory.content import CHECKSUM_BYTES, Content, checksum
 from storage_backends.errors import ArchiveFormatError
 from storage_backends.zarr.codecs import row_tables
+from storage_backends.zarr.codecs.chunk_errors import DamagedChunkError
 from storage_backends.zarr.codecs.profiles import OF, SAME, Codec
 
 _ENTRY_BYTES = 16
@@ -208,9 +209,10 @@ class OfCodec(_RepeatingCodec):
         others = await _items(other, first, max(last, first - begin * rows + stop))
         out = np.empty((end - begin, rows), spec.dtype.to_native_dtype().newbyteorder("="))
         content = Content(encoded.ctypes.data + offsets - offsets[0], sizes, encoded)
-        problem = await asyncio.to_thread(decode, content, others, out)
-        if problem is not None:
-            raise ArchiveFormatError(f"piece {begin + problem[0]} of {where.path}: {problem[1]}")
+        try:
+            await asyncio.to_thread(decode, content, others, out)
+        except DamagedChunkError as error:
+            raise error.at(f"piece {begin + error.position} of {where.path}") from error
         return out.reshape(-1)[start - begin * rows : stop - begin * rows]
 
     async def _index(self, where: StorePath, n: int, spec: ArraySpec) -> NDArray[np.uint64]:
@@ -223,16 +225,19 @@ class OfCodec(_RepeatingCodec):
         return np.frombuffer(data, "<u8").reshape(-1, 2)
 
 
-def decode(content: Content, others: NDArray[Any], out: NDArray[Any]) -> tuple[int, str] | None:
+def decode(content: Content, others: NDArray[Any], out: NDArray[Any]) -> None:
     """Decode consecutive pieces to the rows of `out`, of which only the last may be short.
 
-    Returns the position of a damaged piece and its problem.
+    Raises
+    ------
+    DamagedChunkError
+        A piece is damaged, or a later version wrote it.
     """
     others = np.ascontiguousarray(others, others.dtype.newbyteorder("="))
     whole = np.zeros(out.shape, others.dtype)
     whole.reshape(-1)[: len(others)] = others
     n_items = np.minimum(out.shape[1], len(others) - np.arange(len(out)) * out.shape[1])
-    return row_tables.problem_at(row_tables.decode(content, n_items, n_items, whole, out))
+    row_tables.decode(content, n_items, n_items, whole, out)
 
 
 # For processes in which the package is imported without being installed.

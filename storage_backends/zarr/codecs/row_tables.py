@@ -7,6 +7,7 @@ the other array may be decoded to any type that tells its numbers apart.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ from storage_backends.directory.content import CHECKSUM_BYTES, Content, checksum
 from storage_backends.zarr.codecs import blosc as native
 from storage_backends.zarr.codecs.ans_reading import number_in_sevens
 from storage_backends.zarr.codecs.ans_writing import in_sevens, rows_of
-from storage_backends.zarr.codecs.blosc import SOUND, UNFIT, byte_at, is_intact
+from storage_backends.zarr.codecs.blosc import LATER, SOUND, UNFIT, byte_at, is_intact
+from storage_backends.zarr.codecs.chunk_errors import DamagedChunkError, check
 from storage_backends.zarr.codecs.pcodec_head import Int
 from storage_backends.zarr.codecs.profiles import OF
 
-#: First byte of a chunk, and what is added to the position of a chunk that another version wrote.
-VERSION, OTHER_VERSION = 1, 1 << 34
+#: First byte of a chunk.
+VERSION = 1
 #: Fewest bits of a position in the hash table, and most positions that are tried.
 _LEAST_BITS, _MOST_TRIED = 8, 256
 #: Fibonacci hashing: 2^64 divided by the golden ratio.
@@ -55,8 +57,11 @@ def encode(
     chunk = np.frombuffer(data + checksum(data), np.uint8)
     content = Content(np.array([chunk.ctypes.data]), np.array([chunk.nbytes]), chunk)
     n_items, back = np.array([len(bits)]), np.empty((1, len(bits)), bits.dtype)
-    found = decode(content, n_items, n_items, others.reshape(1, -1), back)
-    return chunk.tobytes() if found == SOUND and np.array_equal(back[0], bits) else None
+    with suppress(DamagedChunkError):
+        decode(content, n_items, n_items, others.reshape(1, -1), back)
+        if np.array_equal(back[0], bits):
+            return chunk.tobytes()
+    return None
 
 
 def decode(
@@ -65,7 +70,7 @@ def decode(
     n_items: NDArray[np.int64],
     others: NDArray[Any],
     out: NDArray[Any],
-) -> int:
+) -> None:
     """Decode chunks of `n_items` numbers each, and of each as many as are needed.
 
     Parameters
@@ -73,12 +78,12 @@ def decode(
     others
         The needed numbers of the other array, a row for each chunk.
 
-    Returns
-    -------
-    int
-        As :func:`problem_at` takes it.
+    Raises
+    ------
+    DamagedChunkError
+        A chunk is damaged, or a later version wrote it.
     """
-    return int(
+    found = int(
         _decode(
             native.CRC32C,
             content.addresses,
@@ -89,18 +94,7 @@ def decode(
             out.view(f"u{out.itemsize}"),
         )
     )
-
-
-def problem_at(found: int) -> tuple[int, str] | None:
-    """Position and problem of a damaged chunk, from the result of :func:`decode`; None: sound."""
-    if found == SOUND:
-        return None
-    if found >= OTHER_VERSION:
-        return found % OTHER_VERSION, (
-            f"another version of the codec {OF} wrote it, this release of scdl-store reads "
-            f"version {VERSION}; update scdl-store"
-        )
-    return native.problem_at(found)
+    check(found, OF, VERSION)
 
 
 @kernel
@@ -206,8 +200,9 @@ def _decode(
             return i
         if end == addresses[i]:
             return i + UNFIT
-        if byte_at(addresses[i]) != VERSION:
-            return i + OTHER_VERSION
+        version = np.int64(byte_at(addresses[i]))
+        if version != VERSION:
+            return i + (version * LATER if version > VERSION else UNFIT)
         n_rows, at, table, most = _check_rows(addresses[i], end, n_items[i], out.itemsize)
         if n_rows < 0:
             return i + UNFIT

@@ -11,7 +11,7 @@ from budget import examples
 from hostile import bounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_chunks import GUARDED, INTEGERS, items, stored, values_of
+from packed_chunks import GUARDED, INTEGERS, UPGRADE, items, stored, values_of
 
 from storage_backends.directory.content import checksum
 from storage_backends.errors import ArchiveFormatError
@@ -20,7 +20,7 @@ from storage_backends.zarr.codecs import ans_fitting
 from storage_backends.zarr.codecs.ans import Ans
 from storage_backends.zarr.codecs.ans_format import MOST_TABLES, N_STATES, Tables
 from storage_backends.zarr.codecs.chain import Chain
-from storage_backends.zarr.codecs.encodings import DamagedChunkError
+from storage_backends.zarr.codecs.chunk_errors import DamagedChunkError, NewerChunkError
 
 
 def fitted(values: np.ndarray, ends: np.ndarray, *, differences: bool) -> Ans:
@@ -169,8 +169,10 @@ def test_chunks_that_end_early() -> None:
             codec.decode_one(chunk[:length], np.empty(len(values), "u2"))
     with pytest.raises(DamagedChunkError, match="content"):
         decoded(codec, chunk + b"\0", "u2", len(values))
-    with pytest.raises(DamagedChunkError, match=r"another version .* update scdl-store"):
+    with pytest.raises(NewerChunkError, match=f"ans: its format is 2, {UPGRADE}"):
         decoded(codec, b"\x02" + chunk[1:], "u2", len(values))
+    with pytest.raises(DamagedChunkError, match="content"):
+        decoded(codec, b"\x00" + chunk[1:], "u2", len(values))
     for n in (1, len(values) - 31, len(values) + 1):
         with pytest.raises(DamagedChunkError, match="content"):
             decoded(codec, chunk, "u2", n)

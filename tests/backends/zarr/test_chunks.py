@@ -30,7 +30,7 @@ from storage_backends.zarr.chunks.remote_files import RemoteFiles
 from storage_backends.zarr.chunks.writing import ArrayBuilder
 from storage_backends.zarr.codecs import blosc, chain
 from storage_backends.zarr.codecs.chain import Chain
-from storage_backends.zarr.codecs.encodings import DamagedChunkError
+from storage_backends.zarr.codecs.chunk_errors import DamagedChunkError
 from storage_backends.zarr.codecs.profiles import DRAFT, PROFILES, Profile
 from storage_backends.zarr.layout import ignore_zarr_warnings
 from storage_backends.zarr.nodes import Node, array_of

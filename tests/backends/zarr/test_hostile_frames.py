@@ -15,6 +15,7 @@ from packed_chunks import (
     CODECS,
     GUARDED,
     TYPES,
+    UPGRADE,
     decoded,
     ends_of_rows,
     items,
@@ -24,10 +25,10 @@ from packed_chunks import (
 )
 
 from storage_backends.directory.content import checksum
-from storage_backends.errors import ArchiveFormatError
+from storage_backends.errors import ArchiveFormatError, NewerFormatError
 from storage_backends.zarr.codecs import blosc, packed
 from storage_backends.zarr.codecs.chain import Chain
-from storage_backends.zarr.codecs.encodings import DamagedChunkError
+from storage_backends.zarr.codecs.chunk_errors import DamagedChunkError
 from storage_backends.zarr.codecs.frame_writing import encode
 from storage_backends.zarr.plan import Bound
 
@@ -228,19 +229,22 @@ def test_nothing_is_read_beyond_the_last_frame() -> None:
 
 
 def test_another_version_of_the_codec() -> None:
-    chunk = bytearray(encode(np.arange(300)))
-    chunk[-5] = 2
-    told = r"another version of the codec scdl\.packed wrote it.* version 1; update scdl-store"
-    with pytest.raises(ArchiveFormatError, match=told):
-        decoded(bytes(chunk), np.int64, 300)
-    sound = encode(np.arange(300))
-    content, chain = stored([sound, bytes(chunk)]), Chain.of(CODECS, np.dtype(np.int64))
+    sound, chain = encode(np.arange(300)), Chain.of(CODECS, np.dtype(np.int64))
     assert chain is not None
-    with pytest.raises(DamagedChunkError, match=told) as caught:
-        chain.decode(content, np.array([9, 9]), np.empty((2, 300), np.int64))
-    assert caught.value.position == 1
-    with pytest.raises(ValueError, match="tail"):
-        reader.decode(bytes(chunk), "i8")
+    begin = len(sound) - 12 - 4 * len(reader.frames(sound))
+    newer = f"scdl.packed: its format is 255, {UPGRADE}"
+    for version, told in ((255, newer), (0, "its content is invalid")):
+        tail = sound[begin:-5] + bytes([version])
+        chunk = sound[:begin] + tail + checksum(tail)
+        with pytest.raises(DamagedChunkError) as caught:
+            decoded(chunk, np.int64, 300)
+        assert str(caught.value) == told
+        assert isinstance(caught.value, NewerFormatError) == (version > 1)
+        with pytest.raises(DamagedChunkError) as caught:
+            chain.decode(stored([sound, chunk]), np.array([9, 9]), np.empty((2, 300), np.int64))
+        assert (str(caught.value), caught.value.position) == (told, 1)
+        with pytest.raises(ValueError, match="tail"):
+            reader.decode(chunk, "i8")
 
 
 def test_checksums_without_the_function_of_google_crc32c(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,8 +267,9 @@ def test_offsets_beyond_the_type() -> None:
     content = stored([reader.seal([frame(1, 7, [10, 100], b"\2\xfa\0")])])
     found = [np.zeros(2, np.uint8), np.zeros(2, np.uint32)]
     pieces = tuple(np.array(part) for part in ([0, 1], [0], [0], [2]))
-    told = [packed.place(content, pieces, 2, np.dtype("u1"), Bound.of(), out) for out in found]
-    assert told == [blosc.UNFIT] * 2
+    for out in found:
+        with pytest.raises(DamagedChunkError, match="content"):
+            packed.place(content, pieces, 2, np.dtype("u1"), Bound.of(), out)
 
 
 def test_ids_behind_the_end_of_the_array_have_any_value() -> None:

@@ -11,11 +11,12 @@ import tables_reader as reader
 from budget import WHOLE, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_chunks import GUARDED, KINDS, TYPES, values_of
+from packed_chunks import GUARDED, KINDS, TYPES, UPGRADE, values_of
 
 from storage_backends.directory.content import checksum
 from storage_backends.zarr.chunks.row_ends import RowEnds
 from storage_backends.zarr.codecs import row_tables
+from storage_backends.zarr.codecs.chunk_errors import DamagedChunkError
 
 #: Types of numbers, and of those that they follow from: each width, as code is compiled for pairs.
 PAIRS = [("u1", "i8"), ("f2", "u1"), ("f4", "u2"), ("i8", "f4")]
@@ -44,12 +45,15 @@ def decoded(piece: bytes, others: np.ndarray, dtype: Any, needed: int | None = N
     n = len(others)
     guarded = np.full((3, n), 77).astype(dtype)
     wanted = np.array([n if needed is None else needed])
-    found = row_tables.decode(
-        GUARDED.content(piece), wanted, np.array([n]), others.reshape(1, -1), guarded[1:2]
-    )
-    assert (guarded[[0, 2]] == guarded.dtype.type(77)).all()
-    problem = row_tables.problem_at(found)
-    return guarded[1, : wanted[0]] if problem is None else problem
+    try:
+        row_tables.decode(
+            GUARDED.content(piece), wanted, np.array([n]), others.reshape(1, -1), guarded[1:2]
+        )
+    except DamagedChunkError as error:
+        return error.position, str(error)
+    finally:
+        assert (guarded[[0, 2]] == guarded.dtype.type(77)).all()
+    return guarded[1, : wanted[0]]
 
 
 @given(cases(), st.data())
@@ -124,9 +128,10 @@ def test_pieces_that_end_early() -> None:
         assert decoded(piece[:length], others, "f4")[0] == 0
         sealed = piece[:length] + checksum(piece[:length])
         assert decoded(sealed, others, "f4") == (0, "its content is invalid")
-    sealed = b"\x02" + piece[1:-4]
-    _, problem = decoded(sealed + checksum(sealed), others, "f4")
-    assert "another version of the codec scdl.of" in problem
+    told = "its content is invalid", f"scdl.of: its format is 2, {UPGRADE}"
+    for version, problem in zip((0, 2), told, strict=True):
+        sealed = bytes([version]) + piece[1:-4]
+        assert decoded(sealed + checksum(sealed), others, "f4") == (0, problem)
 
 
 def test_memory_is_in_proportion_to_the_bytes() -> None:
