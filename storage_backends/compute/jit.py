@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import numba
 from llvmlite import binding, ir
 from numba import extending, types
+from numba.core.codegen import get_host_cpu_features
 
 #: ``numba.extending.intrinsic`` with type annotations; callers omit the first argument.
 intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrinsic
@@ -22,11 +23,14 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 def target_has(feature: str) -> bool:
     """Whether numba compiles for processors with a feature, by its LLVM name."""
-    # NUMBA_CPU_NAME and NUMBA_CPU_FEATURES override the host's processor.
-    name, features = (getattr(numba.config, f"CPU_{key}") for key in ("NAME", "FEATURES"))
-    if name is None and features is None:
-        return bool(binding.get_host_cpu_features().get(feature))
-    return f"+{feature}" in (features or "").split(",")
+    if feature == "neon":
+        # All of AArch64 have it, but not every LLVM says so, and 32-bit Arm has another one.
+        return bool(binding.get_process_triple().startswith(("aarch64", "arm64")))
+    # LLVM ends the process at an instruction that NUMBA_CPU_FEATURES or NUMBA_ENABLE_AVX=0 exclude.
+    features = vars(numba.config)["CPU_FEATURES"]
+    if features is None:
+        features = get_host_cpu_features()  # type: ignore[no-untyped-call]
+    return f"+{feature}" in features.split(",")
 
 
 def kernel(function: _F) -> _F:

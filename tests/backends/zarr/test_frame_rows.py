@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import anndata
@@ -12,11 +9,10 @@ import numpy as np
 import packed_reader as reader
 import pytest
 import scipy.sparse
-from budget import examples, sample, whole_only
+from budget import examples, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed_chunks import decoded
-from places import ROOT, SUPPORT
 
 import scdl
 from scdl.errors import ArchiveFormatError
@@ -167,22 +163,6 @@ def block(
         return chunk, reader.decode(chunk, dtype)
     except ValueError:
         return chunk, None
-
-
-@whole_only
-def test_other_processors(tmp_path: Path) -> None:
-    """Without the instructions that pick bytes, blocks are decoded from words."""
-    code = (
-        "from storage_backends.zarr.codecs import frame_lanes; assert frame_lanes.PICK is None; "
-        "import test_frame_rows; test_frame_rows.test_blocks_of_every_width()"
-    )
-    environment = os.environ | {
-        "NUMBA_CPU_NAME": "generic",
-        "NUMBA_CPU_FEATURES": "",
-        "NUMBA_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join(map(str, [Path(__file__).parent, SUPPORT, ROOT])),
-    }
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 def test_empty_rows(archives: tuple[list[Path], list[scipy.sparse.csr_matrix]]) -> None:

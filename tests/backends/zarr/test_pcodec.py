@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
-from budget import whole_only
 from hypothesis import given
 from hypothesis import strategies as st
-from places import ROOT, SUPPORT
 
-from storage_backends.compute import jit
 from storage_backends.directory.content import Content, checksum
 from storage_backends.zarr.codecs import bit_lanes, blosc
 from storage_backends.zarr.codecs import pcodec as _pcodec
@@ -210,28 +203,3 @@ def test_nothing_behind_a_file_is_read(kind: str, order: int) -> None:
         out = np.empty((1, n), np.uint16)
         assert decode(read, out) == (blosc.SOUND, "")
         np.testing.assert_array_equal(out[0], numbers(kind, n, n))
-
-
-@whole_only
-def test_other_processors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing is compiled that the one which is asked for may not have."""
-    monkeypatch.setattr(numba.config, "CPU_NAME", "generic")
-    assert not jit.target_has("avx512f")
-    monkeypatch.setattr(numba.config, "CPU_FEATURES", "+avx2,+avx512f")
-    assert jit.target_has("avx512f")
-    values = numbers("rising", N, 5)
-    (tmp_path / "file").write_bytes(encoded(values, 1, 8))
-    code = f"""
-import numpy as np, pathlib, test_pcodec
-found, out = test_pcodec.decoded(pathlib.Path("file").read_bytes(), {N})
-assert found == (-1, "")
-np.save("out.npy", out)
-"""
-    environment = os.environ | {
-        "NUMBA_CPU_NAME": "generic",
-        "NUMBA_CPU_FEATURES": "",
-        "NUMBA_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join(map(str, [Path(__file__).parent, SUPPORT, ROOT])),
-    }
-    subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True)
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), values)
