@@ -225,7 +225,7 @@ class GroupContents:
                 # Decoded chunks are kept once.
                 array.key = self.array(found.other).key
             if (below := self.specs[name].below) is not None:
-                dtype = np.uint32 if array.reader.in_frames else array.spec.dtype
+                dtype = np.uint32 if array.reader.framed else array.spec.dtype
                 mapping = None if self.order is None else self.order.astype(dtype)
                 array.bound = Bound.of(below, mapping)
             array.is_offsets = name.endswith("indptr")

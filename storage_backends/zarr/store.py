@@ -155,7 +155,7 @@ class ZarrStore(DirectoryStore):
         *,
         ordered: bool,
     ) -> RowsRead:
-        if not stores[0].group.array(f"{prefix}data").reader.in_frames:
+        if not stores[0].group.array(f"{prefix}data").reader.framed:
             return RowsRead.NOTHING
         values, ids = (
             cls._checked_arrays(stores, prefix + part, which, starts, stops)
@@ -197,7 +197,7 @@ class ZarrStore(DirectoryStore):
         self.spec(name)
         array = self.group.array(name)
         # Items in frames are read with those of their frame; remote chunks are fetched whole.
-        return 1 if not self.request_bytes and array.reader.in_frames else array.chunk_rows
+        return 1 if not self.request_bytes and array.reader.framed else array.chunk_rows
 
     # -- tables ----------------------------------------------------------------------------
 

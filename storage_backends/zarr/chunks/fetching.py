@@ -30,25 +30,6 @@ class Chunks(ABC):
         Of each chunk its item of `needed` says how many numbers the caller will use.
         """
 
-    def content(self) -> Content:
-        """The encoded bytes, if the reader has frames."""
-        raise NotImplementedError
-
-    def place(
-        self,
-        start: int,
-        stop: int,
-        pieces: ChunkPieces,
-        n_items: int,
-        bound: Bound,
-        out: NDArray[Any],
-    ) -> int:
-        """Decode pieces of chunks ``[start, stop)``, of `n_items` each, if the reader has frames.
-
-        Returns the position of the first chunk with a number out of bounds, or -1.
-        """
-        raise NotImplementedError
-
 
 class ChunkReader(ABC):
     """Gives the chunks of one array, or together those of several arrays.
@@ -61,14 +42,18 @@ class ChunkReader(ABC):
         Type of the decoded numbers, which may be narrower than the array's.
     kind
         Readers of one kind can read together.
-    in_frames
-        Whether its chunks can decode pieces; the others have to be decoded up to the last one.
+    framed
+        This reader if pieces of its chunks can be decoded, or None: chunks have to be decoded up to
+        the last piece.
     """
 
     where: str
     dtype: np.dtype[Any]
     kind: Hashable
-    in_frames = False
+
+    @property
+    def framed(self) -> DirectReader | None:
+        return None
 
     @staticmethod
     @abstractmethod
@@ -112,13 +97,17 @@ class DirectReader(ChunkReader):
     def __init__(self, where: str, grid: ShardedChunks, chain: Chain, fill: Any) -> None:
         self.where, self.grid, self.chain, self.fill = where, grid, chain, fill
         self.dtype = chain.stored
-        self.in_frames = chain.in_frames and grid.complete
-        self.kind = type(grid.files), chain, np.asarray(fill).tobytes()
+        # Chunks of some archives may be absent, so that these are decoded in another way.
+        self.kind = type(grid.files), chain, np.asarray(fill).tobytes(), grid.complete
+
+    @property
+    def framed(self) -> DirectReader | None:
+        return self if self.chain.in_frames and self.grid.complete else None
 
     @staticmethod
     def fetch(
         readers: Sequence[DirectReader], which: NDArray[np.int64], chunks: NDArray[np.int64]
-    ) -> Chunks:
+    ) -> _Fetched:
         pieces, written = locate(readers, which, chunks)
         TRAFFIC.ask(int(pieces.length.sum()))
         return _Fetched(readers, which, chunks, written, readers[0].grid.files.fetch(pieces))
@@ -237,6 +226,7 @@ class _Fetched(Chunks):
             raise self._damage(error, first) from error
 
     def content(self) -> Content:
+        """The encoded bytes."""
         return self._content
 
     def place(
@@ -248,6 +238,10 @@ class _Fetched(Chunks):
         bound: Bound,
         out: NDArray[Any],
     ) -> int:
+        """Decode pieces of chunks ``[start, stop)`` in frames, of `n_items` each.
+
+        Returns the position of the first chunk with a number out of bounds, or -1.
+        """
         try:
             content = self._content.part(start, stop)
             return self._readers[0].chain.place(content, pieces, n_items, bound, out)

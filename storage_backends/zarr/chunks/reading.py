@@ -195,7 +195,7 @@ class _Reading(NamedTuple):
         return [(arrays[w], c) for w, c in zip(which.tolist(), chunks.tolist(), strict=True)]
 
     def run(self) -> None:
-        in_frames = self.arrays[0].reader.in_frames
+        in_frames = self.arrays[0].reader.framed is not None
         if not in_frames and self.is_cached:
             self._read_cached()
             return
@@ -257,7 +257,8 @@ class _Reading(NamedTuple):
 
     def _read_frames(self, first: int, last: int) -> None:
         """Read pieces of chunks that can be decoded on their own."""
-        chunks = self._fetch(*self.located(first, last))
+        readers = [reader for array in self.arrays if (reader := array.reader.framed)]
+        chunks = readers[0].fetch(readers, *self.located(first, last))
         todo, bound = self.todo, self.arrays[0].bound
         group = max(1, -(-(last - first) // (_GROUPS_PER_THREAD * n_threads())))
 

@@ -28,8 +28,8 @@ def _are_together(
     equal = [len({array.kind for array in arrays}) == 1 for arrays in (values, ids)]
     pairs = list(zip(values, ids, strict=True))
     return all(equal) and all(
-        one.reader.in_frames
-        and other.reader.in_frames
+        one.reader.framed
+        and other.reader.framed
         and (one.chunk_rows, one.spec.length) == (other.chunk_rows, other.spec.length)
         and one.reader.dtype == out[0].dtype
         and other.reader.dtype.itemsize <= out[1].dtype.itemsize
@@ -110,7 +110,7 @@ def _decode(
     which = np.searchsorted(first, chunks, side="right") - 1
     fetched, places, types = [], np.empty((4, len(chunks)), np.int64), list[int]()
     for k, arrays in enumerate((values, ids)):
-        readers = [array.reader for array in arrays]
+        readers = [reader for array in arrays if (reader := array.reader.framed)]
         fetched.append(readers[0].fetch(readers, which, chunks - first[which]).content())
         places[2 * k], places[2 * k + 1] = fetched[k].addresses, fetched[k].lengths
         types += [readers[0].dtype.itemsize, kind_of(readers[0].dtype)]
