@@ -213,20 +213,19 @@ class _ElementWriter:
             self._writer.write_element(name, element)
 
     def _write_sparse(self, name: str, element: SparseParts) -> None:
-        sparse, parts, is_sorted = element
-        where, is_csr = self._where(name), sparse.format == "csr"
-        if self._order_of(name).moves or (is_csr and not is_sorted):
+        sparse, parts, _ = element
+        where = self._where(name)
+        if self._order_of(name).moves or sparse.format == "csr":
             matrix = BY_FORMAT[sparse.format](where, parts, sparse.shape)
             self._write_rows(name, matrix, element)
             return
-        check_offsets(where, parts, sparse.shape[not is_csr], "rows" if is_csr else "columns")
-        name = _stored_name(name) if is_csr else name
+        check_offsets(where, parts, sparse.shape[1], "columns")
         self._writer.write_sparse(name, sparse)
         last = 0
         for part, reader in parts.items():
             for values in pieces(reader, self._bounds.values):
                 if part == INDICES:
-                    check_ids(where, values, sparse.shape[is_csr], part)
+                    check_ids(where, values, sparse.shape[0], part)
                 elif part == INDPTR:
                     if int(values[0]) < last or (values[1:] < values[:-1]).any():
                         raise SourceError(f"{where}: its offsets decrease; the source is damaged")
