@@ -31,6 +31,7 @@ from storage_backends.contents import (
     Inventory,
     is_column_type,
 )
+from storage_backends.encoded import Encoded
 from storage_backends.errors import RangeError
 from storage_backends.growth import Extender, Growing
 
@@ -46,7 +47,7 @@ __all__ = [
 # fmt: on
 
 
-class ArrayStore(Inventory, Mapped, Chunked, Growing, Elements, Checked, Placed, ABC):
+class ArrayStore(Inventory, Mapped, Chunked, Encoded, Growing, Elements, Checked, Placed, ABC):
     """A committed archive, open for reading.
 
     Stores may be used from several threads at once and after a fork; a pickled store contains only

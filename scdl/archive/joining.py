@@ -19,6 +19,7 @@ from scdl.kernels import memory as recycled
 from storage_backends.base import ArrayStore
 from storage_backends.compute.threads import for_each
 from storage_backends.compute.traffic import TRAFFIC
+from storage_backends.encoded import Allocate, EncodedRows
 
 
 class Lookup(NamedTuple):
@@ -75,6 +76,19 @@ def read_rows(request: Request, form: RowForm) -> csr.SparseRows:
     if sorts and not rows.is_sorted:
         return csr.clean(rows, matrices.n_vars, request.where, wide, form.sum_dtype)
     return rows
+
+
+def encoded_rows(
+    request: Request, allocate: Allocate
+) -> tuple[EncodedRows, NDArray[np.int64]] | None:
+    """Gather the rows of a request as they are encoded, and their offsets.
+
+    None if the storage cannot give them all together.
+    """
+    addresses = request.matrices.addresses()
+    parts = unmapped(request, addresses)
+    is_one = len(parts) == 1 and parts[0].is_all and parts[0].dtypes == addresses.dtypes
+    return parts[0].rows.encoded(allocate) if is_one else None
 
 
 class _Part(NamedTuple):

@@ -15,6 +15,7 @@ from scdl.kernels import memory as recycled
 from storage_backends.base import ArraySpec, ArrayStore
 from storage_backends.capabilities import RowsRead
 from storage_backends.compute.threads import for_each
+from storage_backends.encoded import Allocate, EncodedRows
 
 #: Number of values above which reading values and column ids in two threads saves time.
 MANY_VALUES = 1 << 17
@@ -162,6 +163,13 @@ class StoredRows(NamedTuple):
             for name, out in parts:
                 self._read(name, starts, stops, out)
         return SparseRows(data, indices, indptr, largest)
+
+    def encoded(self, allocate: Allocate) -> tuple[EncodedRows, NDArray[np.int64]] | None:
+        """The rows as they are encoded, and their offsets; None if the storage cannot give them."""
+        starts, stops = self.plan()
+        gather = type(self.stores[0]).encoded_rows_across
+        found = gather(self.stores, self.prefix, self.which, starts, stops, allocate)
+        return None if found is None else (found, np.append(0, np.cumsum(stops - starts)))
 
 
 def _largest(below: Sequence[int | None]) -> int | None:

@@ -218,6 +218,9 @@ class GeneView(CellReader):
             return batch
         return replace(batch, present=space.present, spaces=tables)
 
+    def _encoded(self, *_: Any) -> None:
+        """Only stored genes are encoded."""
+
     def obs_features(self) -> ObsFeatures | None:
         """Columns of obs by cell; None if there is no obs."""
         return self._cells.obs_features()

@@ -12,13 +12,14 @@ from numpy.typing import DTypeLike, NDArray
 
 from scdl.archive import csr
 from scdl.archive.gene_space import is_own
-from scdl.archive.joining import read_rows
+from scdl.archive.joining import encoded_rows, read_rows
 from scdl.archive.requests import Request, RowForm
 from scdl.archive.schema import names_of
 from scdl.dataset.batch import CellBatch
 from scdl.dataset.cells import Cells
 from scdl.errors import OptionError
 from storage_backends.compute.traffic import TRAFFIC
+from storage_backends.encoded import Allocate, EncodedRows
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -160,6 +161,12 @@ class RowReader(Cells):
         data, indices, indptr, largest, _ = read_rows(request, form)
         n_vars = request.matrices.n_vars
         return CellBatch(data, indices, indptr, n_vars=n_vars, rows=at, largest=largest)
+
+    def _encoded(
+        self, at: NDArray[np.int64], allocate: Allocate
+    ) -> tuple[EncodedRows, NDArray[np.int64]] | None:
+        """The matrix of cells at positions, encoded, and its offsets; None if it is not."""
+        return encoded_rows(self._request(at), allocate)
 
     @abstractmethod
     def _request(self, at: NDArray[np.int64], field: str = "") -> Request:

@@ -24,6 +24,7 @@ from storage_backends.compute.caching import LazyMapping, cached_property
 from storage_backends.contents import Positions
 from storage_backends.directory.files import file_sizes, identity_of
 from storage_backends.directory.store import DirectoryStore
+from storage_backends.encoded import Allocate, EncodedRows
 from storage_backends.errors import (
     COPY_AGAIN,
     ArchiveClosedError,
@@ -162,6 +163,25 @@ class ZarrStore(DirectoryStore):
             for part in ("data", "indices")
         )
         return rows.read(values, ids, which, starts, stops, out, ordered=ordered)
+
+    @classmethod
+    def encoded_rows_across(
+        cls,
+        stores: Sequence[Any],
+        prefix: str,
+        which: Positions,
+        starts: Positions,
+        stops: Positions,
+        allocate: Allocate,
+    ) -> EncodedRows | None:
+        # Remote chunks are fetched for many rows at once, of which these may be a part.
+        if stores[0].request_bytes or not stores[0].group.array(f"{prefix}data").reader.framed:
+            return None
+        values, ids = (
+            cls._checked_arrays(stores, prefix + part, which, starts, stops)
+            for part in ("data", "indices")
+        )
+        return rows.encoded(values, ids, which, starts, stops, allocate)
 
     @property
     def request_bytes(self) -> int:

@@ -36,6 +36,7 @@ storage_backends.checks
 storage_backends.base
 storage_backends.capabilities
 storage_backends.findings    storage_backends.growth    storage_backends.placement
+storage_backends.encoded
 storage_backends.backend     storage_backends.contents
 storage_backends.compute     storage_backends.other_formats
 storage_backends.paths
@@ -50,6 +51,7 @@ SEAM = {
     "storage_backends.directory.locks",
     "storage_backends.directory.publication",
     "storage_backends.directory.scratch",
+    "storage_backends.encoded",
     "storage_backends.errors",
     "storage_backends.other_formats",
     "storage_backends.paths",
@@ -64,6 +66,7 @@ CONFINED = {
     "torch": {
         "scdl.dataset.collate",
         "scdl.lightning",
+        "scdl.training.device",
         "scdl.training.loader",
         "scdl.training.iterable",
         "scdl.training.layouts",

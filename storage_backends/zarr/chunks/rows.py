@@ -1,17 +1,22 @@
-"""Reading rows of sparse matrices whose values and ids are in frames, both at once."""
+"""Reading rows of sparse matrices whose values and ids are in frames, both at once.
+
+They are decoded here, or their frames are gathered to be decoded elsewhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.capabilities import RowsRead
 from storage_backends.compute.threads import for_each, n_threads
+from storage_backends.directory.content import Content
+from storage_backends.encoded import Allocate, EncodedRows
 from storage_backends.zarr.chunks.reading import ZarrArray
-from storage_backends.zarr.codecs import blosc, frame_rows
+from storage_backends.zarr.codecs import blosc, frame_gathering, frame_rows
 from storage_backends.zarr.codecs.packed import kind_of
 
 #: Most rows whose chunks are in memory at once.
@@ -62,65 +67,115 @@ def read(
     n_columns = ids[0].bound.below if ordered else 0
     if (ordered and not n_columns) or not _are_together(values, ids, out):
         return RowsRead.NOTHING
-    length, n = values[0].chunk_rows, len(starts)
-    targets = np.cumsum(stops - starts)
-    n_numbers = int(targets[-1]) if n else 0
-    targets -= stops - starts
-    n_chunks = np.array([-(-array.spec.length // length) for array in values])
-    first = np.cumsum(n_chunks) - n_chunks
-    if len(values) > 1:
-        base = first[which] * length
-        starts, stops = starts + base, stops + base
     bits = tuple(part.view(f"u{part.itemsize}") for part in out)
-    order, results = np.argsort(starts, kind="stable"), []
-    for row in range(0, n, _WINDOW_ROWS):
-        window = order[row : row + _WINDOW_ROWS]
-        most = 2 * len(window) + n_numbers // length
-        bounds, distinct = np.empty(len(window) + 1, np.int64), np.empty(most, np.int64)
-        pieces = np.empty((4, most), np.int64)
-        n_distinct = frame_rows.cut_rows(
-            window, starts, stops, targets, length, bounds, pieces, distinct
-        )
-        if n_distinct:
-            chunks, rows = distinct[:n_distinct], (bounds, pieces, bits)
-            results.append(_decode(values, ids, first, chunks, rows, n_columns))
+    ranges, results = _Ranges.of(values, which, starts, stops), []
+    for row in range(0, len(starts), _WINDOW_ROWS):
+        cut = ranges.cut(slice(row, row + _WINDOW_ROWS))
+        if len(cut.chunks):
+            results.append(_decode(values, ids, cut, bits, n_columns))
     if frame_rows.DAMAGED in results:
         return RowsRead.NOTHING
     return RowsRead.AS_STORED if frame_rows.STORED in results else RowsRead.SORTED
 
 
+class _Cut(NamedTuple):
+    """Rows that are cut at the edges of chunks, see :func:`~.frame_rows.cut_rows`.
+
+    Attributes
+    ----------
+    bounds, pieces
+        Offsets into the pieces, and the pieces.
+    which, chunks
+        The array of each chunk, and its number there.
+    """
+
+    bounds: NDArray[np.int64]
+    pieces: NDArray[np.int64]
+    which: NDArray[np.int64]
+    chunks: NDArray[np.int64]
+
+    def fetch(self, arrays: Sequence[ZarrArray]) -> Content:
+        """The encoded chunks."""
+        readers = [reader for array in arrays if (reader := array.reader.framed)]
+        return readers[0].fetch(readers, self.which, self.chunks).content()
+
+
+class _Ranges(NamedTuple):
+    """Ranges of arrays in frames, whose chunks are numbered as if the arrays were one.
+
+    Attributes
+    ----------
+    order
+        The ranges by ascending starts.
+    starts, stops, targets
+        First and last item of each, and its position in the output.
+    n_items, chunk_length
+        Items of all ranges, and of each chunk.
+    first
+        The number of the first chunk of each array.
+    """
+
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    n_items: int
+    chunk_length: int
+    first: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        arrays: Sequence[ZarrArray],
+        which: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+    ) -> _Ranges:
+        length = arrays[0].chunk_rows
+        lengths = stops - starts
+        targets = np.cumsum(lengths)
+        n_items = int(targets[-1]) if len(targets) else 0
+        targets -= lengths
+        n_chunks = np.array([-(-array.spec.length // length) for array in arrays])
+        first = np.cumsum(n_chunks) - n_chunks
+        if len(arrays) > 1:
+            base = first[which] * length
+            starts, stops = starts + base, stops + base
+        order = np.argsort(starts, kind="stable")
+        return cls(order, starts, stops, targets, n_items, length, first)
+
+    def cut(self, window: slice) -> _Cut:
+        """Cut the ranges of a part of the order."""
+        order, starts, stops, targets, n_items, length, first = self
+        order = order[window]
+        most = 2 * len(order) + n_items // length
+        bounds, distinct = np.empty(len(order) + 1, np.int64), np.empty(most, np.int64)
+        pieces = np.empty((4, most), np.int64)
+        n = frame_rows.cut_rows(order, starts, stops, targets, length, bounds, pieces, distinct)
+        chunks = distinct[:n]
+        which = np.searchsorted(first, chunks, side="right") - 1
+        return _Cut(bounds, pieces, which, chunks - first[which])
+
+
 def _decode(
     values: Sequence[ZarrArray],
     ids: Sequence[ZarrArray],
-    first: NDArray[np.int64],
-    chunks: NDArray[np.int64],
-    rows: tuple[NDArray[np.int64], NDArray[np.int64], tuple[NDArray[Any], ...]],
+    cut: _Cut,
+    out: tuple[NDArray[Any], ...],
     n_columns: int,
 ) -> int:
-    """Fetch chunks and decode rows; the result is that of the kernel.
-
-    Parameters
-    ----------
-    first
-        The number of the first chunk of each array.
-    rows
-        The rows as :func:`~.frame_rows.cut_rows` returns them, and the outputs.
-    """
-    bounds, pieces, out = rows
-    which = np.searchsorted(first, chunks, side="right") - 1
-    fetched, places, types = [], np.empty((4, len(chunks)), np.int64), list[int]()
+    """Fetch chunks and decode rows; the result is that of the kernel."""
+    fetched, places = [], np.empty((4, len(cut.chunks)), np.int64)
     for k, arrays in enumerate((values, ids)):
-        readers = [reader for array in arrays if (reader := array.reader.framed)]
-        fetched.append(readers[0].fetch(readers, which, chunks - first[which]).content())
+        fetched.append(cut.fetch(arrays))
         places[2 * k], places[2 * k + 1] = fetched[k].addresses, fetched[k].lengths
-        types += [readers[0].dtype.itemsize, kind_of(readers[0].dtype)]
     below, mapping = ids[0].bound
     settings: tuple[Any, ...] = (
-        bounds,
-        pieces,
+        cut.bounds,
+        cut.pieces,
         values[0].chunk_rows,
         places,
-        np.array(types),
+        np.array([*_item(values), *_item(ids)]),
         below,
         mapping.astype(np.uint32, copy=False),
         n_columns,
@@ -129,7 +184,7 @@ def _decode(
     n_groups = 1
     if n_threads() > 1:
         n_groups = min(_GROUPS_PER_THREAD * n_threads(), 1 + len(out[0]) // _LEAST_NUMBERS)
-    edges = np.linspace(0, len(bounds) - 1, n_groups + 1).astype(np.int64).tolist()
+    edges = np.linspace(0, len(cut.bounds) - 1, n_groups + 1).astype(np.int64).tolist()
     results: list[int] = []
 
     def decode(group: int) -> None:
@@ -140,3 +195,59 @@ def _decode(
     if frame_rows.DAMAGED in results:
         return frame_rows.DAMAGED
     return min(results)
+
+
+def _item(arrays: Sequence[ZarrArray]) -> tuple[int, int]:
+    """Bytes and kind of the stored items of arrays of one type."""
+    dtype = arrays[0].reader.dtype
+    return dtype.itemsize, kind_of(dtype)
+
+
+def encoded(
+    values: Sequence[ZarrArray],
+    ids: Sequence[ZarrArray],
+    which: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    allocate: Allocate,
+) -> EncodedRows | None:
+    """Gather the frames of checked ranges; None as for :func:`read`, and if ids are unbounded.
+
+    Checksums are checked here, where the processor has an instruction for them and copies the bytes
+    anyway.
+    """
+    dtype, (below, mapping) = values[0].reader.dtype, ids[0].bound
+    if not below or not _are_together(values, ids, (np.empty(0, dtype), np.empty(0, np.uint32))):
+        return None
+    cut = _Ranges.of(values, which, starts, stops).cut(slice(None))
+    pieces = cut.pieces[:, : cut.bounds[-1]]
+    parts, n_frames, n_bytes = [], [], 0
+    for arrays in (values, ids) if len(cut.chunks) else ():
+        fetched = cut.fetch(arrays)
+        places, found = np.stack(fetched[:2]), np.empty((pieces.shape[1], 3), np.int64)
+        n, n_more = frame_gathering.count_frames(
+            blosc.CRC32C, pieces, places, values[0].chunk_rows, found
+        )
+        if n == frame_gathering.DAMAGED:
+            return None
+        parts.append((places, found, fetched.owners))
+        n_frames.append(n)
+        n_bytes += n_more
+    row_bytes = frame_gathering.N_COLUMNS * np.dtype(np.int64).itemsize
+    at = sum(n_frames) * row_bytes
+    content = allocate(at + n_bytes)
+    table = content[:at].view(np.int64).reshape(-1, frame_gathering.N_COLUMNS)
+    for k, (places, found, _) in enumerate(parts):
+        rows = table[sum(n_frames[:k]) : sum(n_frames[: k + 1])]
+        at = frame_gathering.copy_frames(blosc.CRC32C, pieces, places, found, rows, content, at)
+        if at == frame_gathering.DAMAGED:
+            return None
+
+    def decode(*arrays: Any) -> None:
+        # Imported only where it is needed: numba.cuda takes a while.
+        from storage_backends.zarr.codecs import frame_cuda
+
+        n_values = n_frames[0] if n_frames else 0
+        frame_cuda.decode_rows(n_values, sum(n_frames), (_item(values), _item(ids)), below, *arrays)
+
+    return EncodedRows(content[:at], mapping, dtype, decode)

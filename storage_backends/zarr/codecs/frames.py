@@ -32,14 +32,14 @@ TAILS_AHEAD, FRAMES_AHEAD = 8, 2
 
 
 @kernel
-def _entry(directory: Integer, frame: Integer) -> tuple[Integer, Integer]:
+def entry_at(directory: Integer, frame: Integer) -> tuple[Integer, Integer]:
     """Items and bytes of a frame."""
     entry = number_at(directory + ENTRY_BYTES * frame)
     return np.int64(entry & np.uint32(0xFFFF)), np.int64(entry >> np.uint32(16))
 
 
 @kernel
-def _directory(address: Integer, length: Integer) -> tuple[Integer, Integer]:
+def directory_at(address: Integer, length: Integer) -> tuple[Integer, Integer]:
     """Address of the directory of a chunk with a checked tail, and its number of frames."""
     tail = address + length - TAIL_BYTES
     n_frames = np.int64(number_at(tail))
@@ -95,13 +95,13 @@ def find_frame(
         return version * LATER if version > VERSION else UNFIT
     frame = first = begin = 0
     while frame < n_frames:
-        items, size = _entry(directory, frame)
+        items, size = entry_at(directory, frame)
         if first + items > item:
             break
         frame, first, begin = frame + 1, first + items, begin + size
     found[k, 0], found[k, 1], found[k, 2] = frame, first, begin
     while frame < n_frames and first <= n_items:
-        items, size = _entry(directory, frame)
+        items, size = entry_at(directory, frame)
         frame, first, begin = frame + 1, first + items, begin + size
     return SOUND if first == n_items and begin == directory - address else UNFIT
 
@@ -109,9 +109,9 @@ def find_frame(
 @kernel
 def fetch_frame(address: Integer, length: Integer, found: NDArray[np.int64], k: Integer) -> None:
     """Prefetch a frame that was found."""
-    directory, n_frames = _directory(address, length)
+    directory, n_frames = directory_at(address, length)
     if found[k, 0] < n_frames:
-        fetch_ahead(address + found[k, 2], _entry(directory, found[k, 0])[1])
+        fetch_ahead(address + found[k, 2], entry_at(directory, found[k, 0])[1])
 
 
 @kernel
@@ -139,7 +139,7 @@ def decode_items(
         SOUND, or the value to add to the position of the chunk; the largest item of frames if each
         ascends, or MIXED.
     """
-    directory, n_frames = _directory(address, length)
+    directory, n_frames = directory_at(address, length)
     frame, first, begin = found[k, 0], found[k, 1], found[k, 2]
     largest: Integer = np.int64(0)
     stop = start + len(out)
@@ -147,7 +147,7 @@ def decode_items(
     while at < stop:
         if frame >= n_frames:
             return UNFIT, MIXED
-        items, size = _entry(directory, frame)
+        items, size = entry_at(directory, frame)
         last = first + items
         if not 0 < items <= MOST_ITEMS or size <= SUM_BYTES:
             return UNFIT, MIXED
