@@ -112,14 +112,14 @@ class Assembly:
     def needs_order(self) -> bool:
         """Whether the column ids of each cell must be sorted and unique."""
         # Duplicates may be added late only if the values are floats and not logarithms.
-        adds = self.dtype is not None and self.dtype.is_floating_point and not self._logs
+        adds = self.dtype is not None and self.dtype.is_floating_point and not self.logs
         all_add = all(laid.kind.adds for laid in (self.laid, *self.laid_fields.values()))
         return not (all_add and adds) or self.tokenizer is not None
 
     @cached_property
     def needs_totals(self) -> bool:
         """Whether the total of each cell over all of its genes is needed."""
-        return self._normalization is not None and self._normalization.over == "all"
+        return self.normalization is not None and self.normalization.over == "all"
 
     @cached_property
     def sum_dtype(self) -> np.dtype[Any] | None:
@@ -129,11 +129,13 @@ class Assembly:
         return tensors.sum_dtype(self.dtype)
 
     @cached_property
-    def _normalization(self) -> NormalizeTotal | None:
+    def normalization(self) -> NormalizeTotal | None:
+        """How totals are normalised; None: not at all."""
         return next((t for t in self.transforms if isinstance(t, NormalizeTotal)), None)
 
     @cached_property
-    def _logs(self) -> bool:
+    def logs(self) -> bool:
+        """Whether values become logarithms."""
         return any(isinstance(t, Log1p) for t in self.transforms)
 
     def __call__(
@@ -162,6 +164,10 @@ class Assembly:
         if neighbors is not None:
             neighbor_batch = self._tensors(neighbors, gene_names, columns, (key, 1))
             batch = replace(batch, neighbors=neighbor_batch)
+        return self.apply(batch, key)
+
+    def apply(self, batch: Any, key: int = 0) -> Any:
+        """Apply the functions among the transforms to a batch with this random key."""
         for number, (function, takes_rng) in enumerate(self._functions):
             # Each function has its own random numbers, independent of the other transforms.
             arguments = {"rng": _rng(key, 2, number)} if takes_rng else {}
@@ -235,8 +241,8 @@ class Assembly:
 
     def _transformed(self, cells: CellBatch) -> CellBatch:
         """The cells with normalised and log-transformed values, as configured."""
-        normalization = self._normalization
-        if normalization is None and not self._logs:
+        normalization = self.normalization
+        if normalization is None and not self.logs:
             return cells
         wide = cells.data.dtype == np.float64 or self.dtype == torch.float64
         values = cells.data.astype(np.float64 if wide else np.float32)
@@ -244,7 +250,7 @@ class Assembly:
             all_genes = cells.totals if normalization.over == "all" else None
             totals = cells.row_totals() if all_genes is None else all_genes
             dense_kernels.scale_rows(values, cells.indptr, totals, normalization.target_sum, values)
-        if self._logs:
+        if self.logs:
             torch.from_numpy(values).log1p_()
         return replace(cells, data=values)
 
