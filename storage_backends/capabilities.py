@@ -76,10 +76,7 @@ class Chunked(_Store):
         return 0
 
     def origin(self, prefix: str) -> tuple[Any, str]:
-        """The archive that stores the sparse matrix of a prefix, and its prefix there.
-
-        It is another one for views of archives, whose matrices are read as those of the archive.
-        """
+        """The archive that stores the matrix of a prefix, and its prefix there, as of a view."""
         return self, prefix
 
     def will_need(self, name: str, starts: Positions, stops: Positions) -> Any:
@@ -103,8 +100,7 @@ class Chunked(_Store):
     ) -> None:
         """Read half-open ranges of one array of several archives of this backend into `out`.
 
-        Backends with chunks implement it to plan and decode the chunks of thousands of archives
-        together.
+        Backends with chunks implement it to decode those of thousands of archives together.
 
         Parameters
         ----------
