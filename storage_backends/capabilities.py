@@ -100,7 +100,7 @@ class Chunked(_Store):
     ) -> None:
         """Read half-open ranges of one array of several archives of this backend into `out`.
 
-        Backends with chunks implement it to decode those of thousands of archives together.
+        Backends with chunks implement it to decode those of many archives together.
 
         Parameters
         ----------
@@ -249,8 +249,7 @@ class ElementsWriter:
     ) -> Mapping[str, int]:
         """Bytes that rows of matrices take on disk, by array; nothing is written.
 
-        Backends that compress implement it, so that the size of an archive can be estimated from a
-        sample. The default is the size in memory.
+        Backends that compress implement it, to estimate the size of archives from a sample.
 
         Parameters
         ----------
