@@ -13,8 +13,8 @@ PROGRAM = """
 import sys
 sys.path[:0] = [{support!r}, {root!r}]
 # What the packages below do where the calls are missing is their own affair.
-import anndata, h5py, numba, pandas, pyarrow.parquet, rich.console, scipy, torch, tqdm, typer, zarr
-import fsspec, obstore.store, pytest, torch.utils.data
+import anndata, h5py, numba.cuda, pandas, pyarrow.parquet, rich.console, scipy, torch, tqdm, typer
+import fsspec, obstore.store, pytest, torch.utils.data, zarr
 import importlib, pkgutil
 from without_posix import take_away
 take_away()
