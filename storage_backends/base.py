@@ -4,9 +4,8 @@ Code above this interface does not depend on the backend. A backend implements f
 :class:`ArrayStore` and four of :class:`ArrayWriter`, is registered as a :class:`Backend`, and
 passes :class:`storage_backends.testing.BackendTests`. Optional capabilities are in
 :mod:`storage_backends.capabilities`; backends that store files inherit most of them from
-:mod:`storage_backends.directory`. ``memory.py`` is the executable specification.
-
-The interface is synchronous; threads are internal to a backend.
+:mod:`storage_backends.directory`. ``memory.py`` is the executable specification. The interface is
+synchronous; threads are internal to a backend.
 """
 
 from __future__ import annotations
@@ -32,19 +31,16 @@ from storage_backends.contents import (
     is_column_type,
 )
 from storage_backends.encoded import Encoded
-from storage_backends.errors import RangeError
 from storage_backends.growth import Extender, Growing
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# fmt: off
 __all__ = [
     "DTYPES", "INDEX", "INDEX_NAME", "NULLABLE",
     "ArraySpec", "ArrayStore", "ArrayWriter", "Backend", "CacheOptions", "ColumnNames", "Contents",
     "is_column_type",
-]
-# fmt: on
+]  # fmt: skip
 
 
 class ArrayStore(Inventory, Mapped, Chunked, Encoded, Growing, Elements, Checked, Placed, ABC):
@@ -125,8 +121,7 @@ class ArrayStore(Inventory, Mapped, Chunked, Encoded, Growing, Elements, Checked
     ) -> pa.Table:
         """Read rows ``[start, stop)`` of columns, in the given order (default: all columns).
 
-        Every chunk of a categorical column has all categories; a column without rows also has
-        one chunk.
+        Every chunk of a categorical column has all categories; without rows there is one chunk.
 
         Raises
         ------
@@ -138,20 +133,6 @@ class ArrayStore(Inventory, Mapped, Chunked, Encoded, Growing, Elements, Checked
 
     def close(self) -> None:
         """Release files and memory; views that were returned stay valid."""
-
-    # -- derived ---------------------------------------------------------------------------
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Read items ``[start, stop)`` of one array into new memory."""
-        spec = self.spec(name)
-        stop = spec.length if stop is None else stop
-        if not 0 <= start <= stop <= spec.length:
-            raise RangeError(
-                f"{self.path}: {name}: range [{start}, {stop}) is not within [0, {spec.length}]"
-            )
-        out = np.empty((stop - start, *spec.item_shape), spec.dtype)
-        self.read_ranges(name, np.array([start]), np.array([stop]), out)
-        return out
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).open, (self.path,)

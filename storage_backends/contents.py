@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.errors import ArrayNotFoundError
+from storage_backends.errors import ArrayNotFoundError, RangeError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,7 +139,7 @@ class Sparse:
 
 
 class Inventory:
-    """Access to ``contents`` by name.
+    """Access to ``contents`` and to whole arrays by name.
 
     Examples
     --------
@@ -156,6 +156,12 @@ class Inventory:
         @property
         def contents(self) -> Contents:
             """Contents of the archive."""
+            ...
+
+        def read_ranges(
+            self, name: str, starts: Positions, stops: Positions, out: NDArray[Any]
+        ) -> None:
+            """Read ranges of an array."""
             ...
 
     @property
@@ -182,6 +188,18 @@ class Inventory:
             raise ArrayNotFoundError(
                 f"{self.path}: there is no array {name!r}; it has: {known}"
             ) from None
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Read items ``[start, stop)`` of one array into new memory."""
+        spec = self.spec(name)
+        stop = spec.length if stop is None else stop
+        if not 0 <= start <= stop <= spec.length:
+            raise RangeError(
+                f"{self.path}: {name}: range [{start}, {stop}) is not within [0, {spec.length}]"
+            )
+        out = np.empty((stop - start, *spec.item_shape), spec.dtype)
+        self.read_ranges(name, np.array([start]), np.array([stop]), out)
+        return out
 
     def table_schema(self, name: str) -> pa.Schema:
         """Names and types of a table's columns, without reading it."""
