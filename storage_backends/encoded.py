@@ -35,6 +35,15 @@ class EncodedRows(NamedTuple):
         copies of `content` and `mapping`; the outputs of the values, of `dtype`, and of the ids,
         uint32, both in the order of the rows and in each row in the stored order; and one int32,
         which becomes 1 if the rows are damaged.
+
+    Examples
+    --------
+    >>> _ = scdl.convert("cells.h5ad", "single.zarr", compression="packed")
+    >>> store, starts, stops = scdl.open("single.zarr").store, np.array([0]), np.array([2])
+    >>> gather = store.encoded_rows_across
+    >>> rows = gather([store], "", np.array([0]), starts, stops, lambda n: np.empty(n, np.uint8))
+    >>> rows.dtype, len(rows.content) > 0
+    (dtype('float32'), True)
     """
 
     content: NDArray[np.uint8]
