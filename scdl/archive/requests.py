@@ -48,9 +48,9 @@ class StoredMatrix(NamedTuple):
     def of(cls, store: ArrayStore, prefix: str = "", *, is_sorted: bool) -> StoredMatrix:
         """The matrix of an open archive."""
         store, prefix = store.origin(prefix)
-        arrays, mapped, dtypes = store.contents.arrays, [], []
+        mapped, dtypes = [], []
         for name in MATRIX:
-            dtypes.append(arrays[prefix + name].dtype)
+            dtypes.append(store.spec(prefix + name).dtype)
             view = store.view(prefix + name)
             if view is not None:
                 # Plain arrays are sliced several times faster than numpy.memmap.

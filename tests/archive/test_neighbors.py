@@ -19,6 +19,10 @@ from reading import row_of
 from sources import Cells, Encoding, cells, encodings, random_cells, write_h5ad
 
 import scdl
+from scdl.archive.requests import StoredMatrix
+from storage_backends import registry
+from storage_backends.errors import ArrayNotFoundError
+from storage_backends.testing import small_archive
 
 N = 30
 #: Cell 3 has no neighbours.
@@ -323,3 +327,14 @@ def test_damaged_graph(archive: Path, tmp_path: Path, name: str, change: str) ->
         path.write_bytes(content[:-8] if change == "short" else content + bytes(8))
     with pytest.raises(scdl.errors.ArchiveFormatError, match="neighbor_"):
         scdl.open(tmp_path / "archive").get_neighbor_indices_for_cell(0)
+
+
+@pytest.mark.parametrize("backend", ["memmap", "memory", "zarr"])
+def test_a_matrix_without_its_arrays_is_an_error(tmp_path: Path, backend: str) -> None:
+    path = "ram:cells" if backend == "memory" else str(tmp_path / "cells")
+    contents = small_archive()
+    with registry.create(path, registry.backend(backend)) as writer:
+        contents.write(writer)
+        writer.commit(contents.attrs)
+    with pytest.raises(ArrayNotFoundError, match="there is no array 'graphs/none/data'"):
+        StoredMatrix.of(registry.open_archive(path), "graphs/none/", is_sorted=False)
