@@ -20,7 +20,7 @@ from storage_backends.zarr.chunks.files import Files
 from storage_backends.zarr.chunks.reading import ZarrArray
 from storage_backends.zarr.claims import check_array
 from storage_backends.zarr.detection import CHECKSUMS
-from storage_backends.zarr.nodes import array_at, array_of
+from storage_backends.zarr.nodes import Node, array_at, array_of
 from storage_backends.zarr.opening import Nodes, scdl_attribute, unreadable
 from storage_backends.zarr.plan import Bound
 from storage_backends.zarr.repeated import Repeated, repeated
@@ -118,17 +118,20 @@ class GroupContents:
             # Other matrices, such as boolean ones, are read as a whole.
             if is_numeric or (self.scdl_attrs and path == self.matrix):
                 try:
-                    shape = node.attrs.get("shape")
-                    if not isinstance(shape, Sequence) or list(map(type, shape)) != [int, int]:
-                        raise ArchiveFormatError(f"{self.path}: {path} has no valid shape")
-                    for extent in shape:
-                        check_claim(f"{self.path}: {path}", (extent,), 8, self._stored)
-                    self.sparse[path] = Sparse(kind[:3], (shape[0], shape[1]))
+                    self.sparse[path] = Sparse(kind[:3], self._shape(path, node))
                 except ArchiveFormatError:
                     if self.scdl_attrs or path == self.matrix:
                         raise
                     # Reading the element raises the error.
         return exposed
+
+    def _shape(self, path: str, node: Node) -> tuple[int, int]:
+        shape = node.attrs.get("shape")
+        if not isinstance(shape, Sequence) or list(map(type, shape)) != [int, int]:
+            raise ArchiveFormatError(f"{self.path}: {path} has no valid shape")
+        for extent in shape:
+            check_claim(f"{self.path}: {path}", (extent,), 8, self._stored)
+        return shape[0], shape[1]
 
     def _find_arrays(
         self, exposed: set[str], *, by_rows: bool
