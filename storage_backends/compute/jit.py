@@ -9,6 +9,7 @@ import numba
 from llvmlite import binding, ir
 from numba import extending, types
 from numba.core.codegen import get_host_cpu_features
+from numpy.typing import NDArray
 
 #: ``numba.extending.intrinsic`` with type annotations; callers omit the first argument.
 intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrinsic
@@ -43,20 +44,27 @@ def kernel(function: _F) -> _F:
     return cast(_F, compiled)
 
 
-@intrinsic
-def fetch_line(typingctx: Any, address: Any) -> Any:
-    """Prefetch a cache line; the address need not be valid."""
+def _prefetch(for_writing: bool) -> Callable[..., Any]:
+    """An intrinsic that prefetches a cache line; the address need not be valid."""
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        # Read access, maximal locality, data cache.
-        options = number(0), number(3), number(1)
-        builder.call(function, [builder.inttoptr(arguments[0], byte), *options])
-        return context.get_dummy_value()
+    @intrinsic
+    def prefetch(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+            # Maximal locality, data cache.
+            options = number(int(for_writing)), number(3), number(1)
+            builder.call(function, [builder.inttoptr(arguments[0], byte), *options])
+            return context.get_dummy_value()
 
-    return types.none(types.int64), codegen
+        return types.none(types.int64), codegen
+
+    return prefetch
+
+
+fetch_line = _prefetch(for_writing=False)
+_fetch_line_to_write = _prefetch(for_writing=True)
 
 
 @kernel
@@ -64,3 +72,11 @@ def fetch_ahead(address: int, n_bytes: int) -> None:
     """Prefetch memory that will be read soon; the address need not be valid."""
     for offset in range(0, min(n_bytes, _MAX_PREFETCH), LINE):
         fetch_line(address + offset)
+
+
+@kernel
+def fetch_to_write(out: NDArray[Any], first: int, n: int) -> None:
+    """Prefetch `n` items of an array that will be written soon."""
+    address = out.ctypes.data + first * out.itemsize
+    for offset in range(0, n * out.itemsize, LINE):
+        _fetch_line_to_write(address + offset)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import kernel
+from storage_backends.compute.jit import fetch_to_write, kernel
 from storage_backends.compute.rowsort import sort_row
 from storage_backends.zarr.codecs.blosc import SOUND
 from storage_backends.zarr.codecs.frame_format import Integer
@@ -150,6 +150,9 @@ def decode_rows(
             fetch_frame(places[0, later], places[1, later], found, 2 * ahead)
             target, length = pieces[2, piece], pieces[3, piece]
             if n_words:
+                # Sorting does not write one item after the other, which the processor would see.
+                fetch_to_write(data, target, length)
+                fetch_to_write(indices, target, length)
                 values, ids = row_data[n_row : n_row + length], row_indices[n_row : n_row + length]
             else:
                 values, ids = data[target : target + length], indices[target : target + length]
