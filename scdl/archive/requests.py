@@ -102,7 +102,9 @@ class Addresses:
                 self._add(number)
             sizes = self.table[which, OFFSET_SIZE]
             self._are_mapped = bool((self.table[:, OFFSET_SIZE] > 0).all())
-        return which[:0] if sizes.all() else np.unique(which[sizes == 0])
+        if sizes.all():
+            return which[:0]
+        return which[:1] if len(self._archives) == 1 else np.unique(which[sizes == 0])
 
     def _add(self, number: int) -> None:
         # If threads add the same matrix, all use the views of the first.

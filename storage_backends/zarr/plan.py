@@ -52,50 +52,56 @@ def plan(
         Numbers per chunk.
     """
     # At most: a range that begins and ends within chunks has one piece more than it fills chunks.
-    most = 2 * len(starts) + int(np.add.reduce(stops - starts)) // chunk_length
+    most = 2 * len(starts) + int((stops - starts).sum()) // chunk_length
     pieces = np.empty((4, most), np.int64)
-    n = _cut(starts, stops, targets, chunk_length, *pieces)
-    return _grouped(*pieces.take(np.argsort(pieces[0, :n], kind="stable"), axis=1))
-
-
-def _grouped(
-    chunk_of: NDArray[np.int64],
-    sources: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-) -> ChunkPlan:
-    """The plan of pieces that are ordered by chunk."""
-    first = np.flatnonzero(np.diff(chunk_of, prepend=-1))
-    ends = sources + lengths
-    needed = np.maximum.reduceat(ends, first) if len(first) else ends
-    bounds = np.append(first, len(chunk_of))
-    return ChunkPlan(chunk_of[first], bounds, sources, targets, lengths, needed)
+    n = _cut(starts, stops, targets, chunk_length, pieces)
+    by_chunk, found = np.empty((3, n), np.int64), np.empty((3, n + 1), np.int64)
+    n_chunks = _group(pieces, pieces[0, :n].argsort(kind="stable"), by_chunk, found)
+    chunks, bounds, needed = found
+    return ChunkPlan(chunks[:n_chunks], bounds[: n_chunks + 1], *by_chunk, needed[:n_chunks])
 
 
 @kernel
 def _cut(
     starts: NDArray[np.int64],
     stops: NDArray[np.int64],
-    begin: NDArray[np.int64],
-    chunk_length: int,
-    chunks: NDArray[np.int64],
-    sources: NDArray[np.int64],
     targets: NDArray[np.int64],
-    lengths: NDArray[np.int64],
+    chunk_length: int,
+    pieces: NDArray[np.int64],
 ) -> int:
-    """Write the pieces of ranges, one after the other, each up to the end of its chunk."""
+    """Write the chunk, source, target and length of the pieces of ranges; returns their number."""
     n = 0
     for i in range(len(starts)):
-        position, target = starts[i], begin[i]
+        position, target = starts[i], targets[i]
         while position < stops[i]:
             chunk = position // chunk_length
-            first = chunk * chunk_length
-            end = stops[i] if stops[i] < first + chunk_length else first + chunk_length
-            chunks[n], sources[n] = chunk, position - first
-            targets[n], lengths[n] = target, end - position
+            end = min(stops[i], (chunk + 1) * chunk_length)
+            pieces[0, n], pieces[1, n] = chunk, position - chunk * chunk_length
+            pieces[2, n], pieces[3, n] = target, end - position
             target += end - position
-            position = end
+            position, n = end, n + 1
+    return n
+
+
+@kernel
+def _group(
+    pieces: NDArray[np.int64],
+    order: NDArray[np.int64],
+    by_chunk: NDArray[np.int64],
+    found: NDArray[np.int64],
+) -> int:
+    """Write pieces in an order by chunk, and chunks, bounds and needed; returns their number."""
+    n, last = 0, np.int64(-1)
+    for i in range(len(order)):
+        piece = order[i]
+        if pieces[0, piece] != last:
+            last = pieces[0, piece]
+            found[0, n], found[1, n], found[2, n] = last, i, 0
             n += 1
+        for part in range(3):
+            by_chunk[part, i] = pieces[1 + part, piece]
+        found[2, n - 1] = max(found[2, n - 1], by_chunk[0, i] + by_chunk[2, i])
+    found[1, n] = len(order)
     return n
 
 

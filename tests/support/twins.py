@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scdl.kernels import hashing
 from scdl.kernels.dense import OVERFLOW
 from scdl.kernels.genes import OUT_OF_RANGE, REPEATED
-from storage_backends.zarr.plan import Bound, ChunkPlan, _grouped
+from storage_backends.zarr.plan import Bound, ChunkPlan
 
 
 def _array_at(address: int, length: int, like: NDArray[Any]) -> NDArray[Any]:
@@ -363,7 +363,12 @@ def plan(
     begin = np.maximum(starts[range_of], edges)
     end = np.minimum(stops[range_of], edges + chunk_length)
     targets = targets[range_of] + begin - starts[range_of]
-    return _grouped(chunk_of, begin - edges, targets, end - begin)
+    sources, lengths = begin - edges, end - begin
+    first = np.flatnonzero(np.diff(chunk_of, prepend=-1))
+    ends = sources + lengths
+    needed = np.maximum.reduceat(ends, first) if len(first) else ends
+    bounds = np.append(first, len(chunk_of))
+    return ChunkPlan(chunk_of[first], bounds, sources, targets, lengths, needed)
 
 
 def place(

@@ -94,10 +94,11 @@ class _Cut(NamedTuple):
     which: NDArray[np.int64]
     chunks: NDArray[np.int64]
 
-    def fetch(self, arrays: Sequence[ZarrArray]) -> Content:
-        """The encoded chunks."""
-        readers = [reader for array in arrays if (reader := array.reader.framed)]
-        return readers[0].fetch(readers, self.which, self.chunks).content()
+    def fetch(self, values: Sequence[ZarrArray], ids: Sequence[ZarrArray]) -> Content:
+        """The encoded chunks of values, then those of ids."""
+        readers = [reader for array in (*values, *ids) if (reader := array.reader.framed)]
+        which = np.concatenate([self.which, self.which + len(values)])
+        return readers[0].fetch(readers, which, np.tile(self.chunks, 2)).content()
 
 
 class _Ranges(NamedTuple):
@@ -165,10 +166,9 @@ def _decode(
     n_columns: int,
 ) -> int:
     """Fetch chunks and decode rows; the result is that of the kernel."""
-    fetched, places = [], np.empty((4, len(cut.chunks)), np.int64)
-    for k, arrays in enumerate((values, ids)):
-        fetched.append(cut.fetch(arrays))
-        places[2 * k], places[2 * k + 1] = fetched[k].addresses, fetched[k].lengths
+    fetched = cut.fetch(values, ids)
+    places = np.empty((4, len(cut.chunks)), np.int64)
+    places[::2], places[1::2] = (part.reshape(2, -1) for part in fetched[:2])
     below, mapping = ids[0].bound
     settings: tuple[Any, ...] = (
         cut.bounds,
@@ -222,22 +222,24 @@ def encoded(
     cut = _Ranges.of(values, which, starts, stops).cut(slice(None))
     pieces = cut.pieces[:, : cut.bounds[-1]]
     parts, n_frames, n_bytes = [], [], 0
-    for arrays in (values, ids) if len(cut.chunks) else ():
-        fetched = cut.fetch(arrays)
-        places, found = np.stack(fetched[:2]), np.empty((pieces.shape[1], 3), np.int64)
+    n_chunks = len(cut.chunks)
+    fetched = cut.fetch(values, ids) if n_chunks else None
+    for start in (0, n_chunks) if fetched else ():
+        places = np.stack(fetched.part(start, start + n_chunks)[:2])
+        found = np.empty((pieces.shape[1], 3), np.int64)
         n, n_more = frame_gathering.count_frames(
             blosc.CRC32C, pieces, places, values[0].chunk_rows, found
         )
         if n == frame_gathering.DAMAGED:
             return None
-        parts.append((places, found, fetched.owners))
+        parts.append((places, found))
         n_frames.append(n)
         n_bytes += n_more
     row_bytes = frame_gathering.N_COLUMNS * np.dtype(np.int64).itemsize
     at = sum(n_frames) * row_bytes
     content = allocate(at + n_bytes)
     table = content[:at].view(np.int64).reshape(-1, frame_gathering.N_COLUMNS)
-    for k, (places, found, _) in enumerate(parts):
+    for k, (places, found) in enumerate(parts):
         rows = table[sum(n_frames[:k]) : sum(n_frames[: k + 1])]
         at = frame_gathering.copy_frames(blosc.CRC32C, pieces, places, found, rows, content, at)
         if at == frame_gathering.DAMAGED:
