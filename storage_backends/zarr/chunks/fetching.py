@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ from storage_backends.compute.traffic import TRAFFIC
 from storage_backends.directory.content import Content
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError, MissingCodecError
 from storage_backends.zarr.chunks.files import Pieces
-from storage_backends.zarr.chunks.shards import ABSENT, ShardedChunks, indexes
+from storage_backends.zarr.chunks.shards import ShardedChunks, indexes, look_up, split
 from storage_backends.zarr.codecs.chain import Chain
 from storage_backends.zarr.codecs.chunk_errors import DamagedChunkError
 from storage_backends.zarr.plan import Bound, ChunkPieces
@@ -143,34 +142,27 @@ def decoded(reader: DirectReader, n: int, length: int) -> Iterator[NDArray[Any]]
 def locate(
     readers: Sequence[Located], which: NDArray[np.int64], chunks: NDArray[np.int64]
 ) -> tuple[Pieces, NDArray[np.bool_]]:
-    """Locate chunks, and tell which of them were written."""
-    shards = chunks // np.array([reader.grid.per_file for reader in readers])[which]
-    is_next = (which[1:] != which[:-1]) | (shards[1:] != shards[:-1])
-    edges = np.concatenate([[0], np.flatnonzero(is_next) + 1, [len(chunks)]])
-    of_file = [(readers[which[i]].grid, int(shards[i])) for i in edges[:-1].tolist()]
-    entries = []
-    for index, (grid, shard), edge in zip(
-        indexes(of_file), of_file, pairwise(edges.tolist()), strict=True
-    ):
-        entries.append(index[chunks[slice(*edge)] - shard * grid.per_file])
-    files = [(grid.files, grid.key(shard)) for grid, shard in of_file]
-    found = np.concatenate(entries)
-    written = (found != ABSENT).any(axis=1)
-    file = np.repeat(np.arange(len(files)), np.diff(edges))
-    if not written.all():
-        for i in np.flatnonzero(~written).tolist():
-            if readers[which[i]].grid.complete:
-                raise ArchiveFormatError(
-                    f"{readers[which[i]].where}: chunk {chunks[i]} is missing; {COPY_AGAIN}"
-                )
-        found, file = found[written], file[written]
-    # Contiguous, as decoders would be compiled once more for other arrays.
-    offset, length = np.ascontiguousarray(found.view(np.int64).T)
-    bad = (offset < 0) | (length < 0)
-    if bad.any():
-        damaged = readers[which[np.flatnonzero(written)[bad.argmax()]]]
-        raise ArchiveFormatError(f"{damaged.where}: the index of a shard is damaged; {COPY_AGAIN}")
-    return Pieces(files, file, offset, length), written
+    """Locate chunks, which may ascend for each reader, and tell which of them were written."""
+    per_file = np.array([reader.grid.per_file for reader in readers])
+    file, begun = np.empty_like(chunks), np.empty((2, len(chunks)), np.int64)
+    n_files = split(which, chunks, per_file, file, begun)
+    of_file = [(readers[i].grid, n) for i, n in begun[:, :n_files].T.tolist()]
+    index = indexes(of_file)
+    offset, length = np.empty_like(chunks), np.empty_like(chunks)
+    addresses = np.array([entries.ctypes.data for entries in index], np.int64)
+    n_absent, bad = look_up(addresses, file, chunks % per_file[which], offset, length)
+    if bad >= 0:
+        where = readers[which[bad]].where
+        raise ArchiveFormatError(f"{where}: the index of a shard is damaged; {COPY_AGAIN}")
+    written = np.ones(len(chunks), bool) if not n_absent else length >= 0
+    for i in np.flatnonzero(~written).tolist() if n_absent else ():
+        if readers[which[i]].grid.complete:
+            raise ArchiveFormatError(
+                f"{readers[which[i]].where}: chunk {chunks[i]} is missing; {COPY_AGAIN}"
+            )
+    if n_absent:
+        file, offset, length = file[written], offset[written], length[written]
+    return Pieces([(grid.files, grid.key(n)) for grid, n in of_file], file, offset, length), written
 
 
 class _Fetched(Chunks):

@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_backends.compute.caching import LRUCache
+from storage_backends.compute.jit import kernel
 from storage_backends.directory.content import CHECKSUM_BYTES, checksum
 from storage_backends.directory.recorder import CheckedFile
 from storage_backends.errors import COPY_AGAIN, ArchiveFormatError
 from storage_backends.zarr.chunks.files import Files
+from storage_backends.zarr.codecs.blosc import word_at
 
 #: Maximum size of the cache of shard indexes, in bytes per process.
 _INDEX_BYTES = 128 << 20
@@ -117,6 +119,73 @@ def indexes(wanted: Sequence[tuple[ShardedChunks, int]]) -> list[NDArray[np.uint
             index = np.array([[ABSENT, ABSENT] if size is None else [0, size]], np.uint64)
         result.append(index)
     return result
+
+
+@kernel
+def split(
+    which: NDArray[np.int64],
+    chunks: NDArray[np.int64],
+    per_file: NDArray[np.int64],
+    file: NDArray[np.int64],
+    begun: NDArray[np.int64],
+) -> int:
+    """Number the files of chunks; returns how many there are.
+
+    Parameters
+    ----------
+    which, chunks
+        The grid of each chunk, and its number there. Chunks of a file follow one another.
+    per_file
+        Chunks in a file of each grid.
+    file
+        Output, the file of each chunk.
+    begun
+        Output, the grid of each file, and its number there.
+    """
+    n = 0
+    for i in range(len(chunks)):
+        grid = which[i]
+        number = chunks[i] // per_file[grid]
+        if n == 0 or begun[0, n - 1] != grid or begun[1, n - 1] != number:
+            begun[0, n], begun[1, n] = grid, number
+            n += 1
+        file[i] = n - 1
+    return n
+
+
+@kernel
+def look_up(
+    indexes: NDArray[np.int64],
+    file: NDArray[np.int64],
+    entries: NDArray[np.int64],
+    offset: NDArray[np.int64],
+    length: NDArray[np.int64],
+) -> tuple[int, int]:
+    """Look up chunks in the indexes of files.
+
+    Parameters
+    ----------
+    indexes
+        Address of the index of each file.
+    file, entries
+        The file of each chunk, and its position in the index.
+    offset, length
+        Outputs, both -1 if the chunk was not written.
+
+    Returns
+    -------
+    n_absent, bad
+        How many were not written; the first with a negative offset or length, or -1.
+    """
+    n_absent, bad = 0, -1
+    for i in range(len(file)):
+        entry = indexes[file[i]] + entries[i] * 16
+        offset[i], length[i] = np.int64(word_at(entry)), np.int64(word_at(entry + 8))
+        if offset[i] == -1 and length[i] == -1:
+            n_absent += 1
+        elif bad < 0 and min(offset[i], length[i]) < 0:
+            bad = i
+    return n_absent, bad
 
 
 class ShardWriter:
