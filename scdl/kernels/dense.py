@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from scdl.kernels.order import OUT_OF_RANGE as OUT_OF_RANGE
 from scdl.kernels.order import stable_order
-from storage_backends.compute.jit import kernel
+from storage_backends.compute.jit import helper, kernel
 
 #: Returned if the dtype of the output cannot represent a sum.
 OVERFLOW = -2
@@ -59,7 +59,7 @@ def fill_dense(
     return 0
 
 
-@kernel
+@helper
 def sum_values(values: Any, n: int) -> float:
     """Sum the first `n` values of an array or pointer."""
     # Four independent sums hide the latency of floating-point addition, about four cycles.

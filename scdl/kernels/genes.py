@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scdl.kernels import lanes
 from scdl.kernels.lanes import LANES, map_lanes
 from scdl.kernels.rows import pointer_in, pointer_to
-from storage_backends.compute.jit import LINE, fetch_ahead, fetch_line, kernel
+from storage_backends.compute.jit import LINE, fetch_ahead, fetch_line, helper, kernel
 from storage_backends.compute.rowsort import count_bits
 
 #: Returned if a column id is out of range for its feature block.
@@ -51,7 +51,7 @@ def _map_one_by_one(
 _map_lanes = map_lanes if lanes.IS_FAST else _map_one_by_one
 
 
-@kernel
+@helper
 def _map_row(
     rows: NDArray[np.int64],
     i: int,
@@ -129,7 +129,7 @@ def map_rows(
     return 0
 
 
-@kernel
+@helper
 def _all_below(ids: Any, length: int, n: int) -> bool:
     """Whether all ids are in ``[0, n)``; checked first so that later loops need no checks."""
     if length == 0:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import kernel
+from storage_backends.compute.jit import helper, kernel
 
 #: Digits of a number that always fit into an int64.
 _MOST_DIGITS = 18
@@ -19,14 +19,14 @@ _SPACE, _TAB, _RETURN, _NEWLINE = (np.uint8(ord(c)) for c in " \t\r\n")
 _DOT, _PLUS, _MINUS, _E, _LOWER_E = (np.uint8(ord(c)) for c in ".+-Ee")
 
 
-@kernel
+@helper
 def _after_blanks(text: NDArray[np.uint8], at: Any) -> Any:
     while text[at] == _SPACE or text[at] == _TAB or text[at] == _RETURN:
         at += _ONE
     return at
 
 
-@kernel
+@helper
 def _digits(text: NDArray[np.uint8], at: Any, number: Any) -> tuple[Any, Any]:
     """Append the digits from a position to a number; returns it and the position after them."""
     while True:
@@ -38,7 +38,7 @@ def _digits(text: NDArray[np.uint8], at: Any, number: Any) -> tuple[Any, Any]:
         at += _ONE
 
 
-@kernel
+@helper
 def _decimal(text: NDArray[np.uint8], at: Any) -> tuple[Any, Any, Any]:
     """Mantissa and exponent of a number, and the position after it."""
     is_negative = text[at] == _MINUS

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import kernel
+from storage_backends.compute.jit import helper, kernel
 
 #: Returned instead of a count if a column id is out of range.
 OUT_OF_RANGE = -1
@@ -19,7 +19,7 @@ for _bit in range(64):
     _BIT_POSITION[(int(_DE_BRUIJN) << _bit & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
 
 
-@kernel
+@helper
 def stable_order(keys: NDArray[Any]) -> NDArray[np.int64]:
     """Positions of keys in ascending order; apart, as compiling it takes a second."""
     return np.argsort(keys, kind="mergesort")
@@ -133,7 +133,7 @@ def _in_place(ids: NDArray[Any], below: int, rises: bool) -> bool:
     return bool(falls == 0 and np.int64(least) >= 0 and 0 <= np.int64(most) < below)
 
 
-@kernel
+@helper
 def _first_misplaced(ids: NDArray[Any], below: int, rises: bool) -> int:
     for i in range(len(ids)):
         number = np.int64(ids[i])

@@ -34,14 +34,26 @@ def target_has(feature: str) -> bool:
     return f"+{feature}" in features.split(",")
 
 
-def kernel(function: _F) -> _F:
-    """Compile a function of plain arrays; it releases the GIL while it runs."""
+def _compiled(function: _F, **options: Any) -> _F:
     try:
-        compiled = numba.njit(nogil=True, cache=True)(function)
+        compiled = numba.njit(nogil=True, cache=True, **options)(function)
     except RuntimeError:
         # No cache directory is writable, as in a read-only container; compile in every process.
-        compiled = numba.njit(nogil=True)(function)
+        compiled = numba.njit(nogil=True, **options)(function)
     return cast(_F, compiled)
+
+
+def kernel(function: _F) -> _F:
+    """Compile a function of plain arrays; it releases the GIL while it runs."""
+    return _compiled(function)
+
+
+def helper(function: _F) -> _F:
+    """Compile a function that only kernels call.
+
+    Compilation takes a fifth less without what Python, and C, would call.
+    """
+    return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def _prefetch(for_writing: bool) -> Callable[..., Any]:
@@ -67,14 +79,14 @@ fetch_line = _prefetch(for_writing=False)
 _fetch_line_to_write = _prefetch(for_writing=True)
 
 
-@kernel
+@helper
 def fetch_ahead(address: int, n_bytes: int) -> None:
     """Prefetch memory that will be read soon; the address need not be valid."""
     for offset in range(0, min(n_bytes, _MAX_PREFETCH), LINE):
         fetch_line(address + offset)
 
 
-@kernel
+@helper
 def fetch_to_write(out: NDArray[Any], first: int, n: int) -> None:
     """Prefetch `n` items of an array that will be written soon."""
     address = out.ctypes.data + first * out.itemsize

@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import intrinsic, kernel
+from storage_backends.compute.jit import helper, intrinsic, kernel
 from storage_backends.compute.threads import for_each, n_threads
 
 #: Return values for an id that is not a column, or that repeats within a row.
@@ -120,7 +120,7 @@ def _sort(
     return n_unsorted
 
 
-@kernel
+@helper
 def sort_row(
     data: NDArray[Any],
     indices: NDArray[Any],

@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import kernel
+from storage_backends.compute.jit import helper, kernel
 from storage_backends.zarr.codecs.blosc import leading_zeros
 from storage_backends.zarr.codecs.pcodec_head import ONE, Int
 from storage_backends.zarr.codecs.profiles import ANS
@@ -85,7 +85,7 @@ class Tables(NamedTuple):
         return cls(contexts, weights.astype(np.uint16))
 
 
-@kernel
+@helper
 def token_of(number: np.uint64) -> Int:
     """Token of a number, if its table has it."""
     if number < np.uint64(DIRECT):
@@ -97,7 +97,7 @@ def token_of(number: np.uint64) -> Int:
     return DIRECT + 2 * (log - DIRECT_BITS) + half
 
 
-@kernel
+@helper
 def least_of(token: Int, itemsize: Int) -> tuple[Int, Int]:
     """Least number of a token, and bits of its offset."""
     if token == ESCAPE:
@@ -108,7 +108,7 @@ def least_of(token: Int, itemsize: Int) -> tuple[Int, Int]:
     return np.int64((2 + half) << (log - 1)), np.int64(log - 1)
 
 
-@kernel
+@helper
 def context_of(place: Int, length: Int) -> Int:
     """Context of a group of numbers whose first has a place in a row of some length."""
     log = 63 - np.int64(leading_zeros(np.uint64(length)))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import kernel
+from storage_backends.compute.jit import helper, kernel
 from storage_backends.directory.content import CHECKSUM_BYTES
 from storage_backends.zarr.codecs import bit_lanes
 from storage_backends.zarr.codecs.ans_format import (
@@ -86,7 +86,7 @@ def decode(
     return SOUND
 
 
-@kernel
+@helper
 def number_in_sevens(address: Int, end: Int) -> tuple[Int, Int]:
     """A number in groups of seven bits, and the address after it; -1 if it is invalid."""
     number: Int = 0
@@ -100,7 +100,7 @@ def number_in_sevens(address: Int, end: Int) -> tuple[Int, Int]:
     return -1, end
 
 
-@kernel
+@helper
 def _check_rows(address: Int, end: Int, n_items: Int) -> tuple[Int, Int, Int, Int]:
     """Number of rows, items of the first that are in other chunks, addresses of lengths and states.
 
@@ -122,7 +122,7 @@ def _check_rows(address: Int, end: Int, n_items: Int) -> tuple[Int, Int, Int, In
     return (n_rows if is_valid else -1), before, first, at
 
 
-@kernel
+@helper
 def _decode_chunk(
     address: Int,
     end: Int,
@@ -205,7 +205,7 @@ def _place(
     return position, np.int64(moment)
 
 
-@kernel
+@helper
 def _place_any(
     position: Int,
     batch: NDArray[np.uint32],

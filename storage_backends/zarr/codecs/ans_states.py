@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import kernel
+from storage_backends.compute.jit import helper, kernel
 from storage_backends.zarr.codecs.ans_format import (
     N_CODERS,
     N_STATES,
@@ -41,7 +41,7 @@ def states_of(weights: NDArray[np.uint16], itemsize: Int, differences: bool) -> 
     return states
 
 
-@kernel
+@helper
 def read_tokens(
     position: Int,
     states: Int,

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import intrinsic, kernel
+from storage_backends.compute.jit import helper, intrinsic, kernel
 from storage_backends.directory.content import CHECKSUM_BYTES, Content, c_function, crc32c
 
 #: Returned if every chunk is sound; otherwise kernels return the position of the first damaged one.
@@ -122,13 +122,13 @@ def leading_zeros(typingctx: Any, word: Any) -> Any:
     return types.uint64(types.uint64), codegen
 
 
-@kernel
+@helper
 def is_intact(crc32c: int, address: int, size: int) -> bool:
     """Whether `size` bytes are followed by their CRC32C."""
     return size >= 0 and crc32c_at(crc32c, address, size) == number_at(address + size)
 
 
-@kernel
+@helper
 def crc32c_at(function: int, address: int, size: int) -> Any:
     """CRC32C of memory, by a C function if there is one."""
     if function:

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import intrinsic, kernel
+from storage_backends.compute.jit import helper, intrinsic, kernel
 from storage_backends.zarr.codecs.blosc import byte_at, number_at, word_at
 from storage_backends.zarr.codecs.frame_format import (
     BLOCK,
@@ -56,7 +56,7 @@ def _bits_of_double(typingctx: Any, number: Any) -> Any:
     return types.uint64(types.int64), codegen
 
 
-@kernel
+@helper
 def _unpack(
     address: Integer, width: Integer, out: NDArray[Any], first: Integer, n: Integer
 ) -> None:
@@ -75,14 +75,14 @@ def _unpack(
         out[first + k] = word & mask
 
 
-@kernel
+@helper
 def _width(address: Integer, block: Integer, is_wide: bool) -> Integer:
     if is_wide:
         return np.int64(byte_at(address + block))
     return np.int64((byte_at(address + (block >> 1)) >> np.uint8(4 * (block & 1))) & np.uint8(15))
 
 
-@kernel
+@helper
 def _measure(
     address: Integer, size: Integer, is_wide: bool, n: Integer, most: Integer
 ) -> tuple[Integer, Integer]:
@@ -105,7 +105,7 @@ def _measure(
     return address + n_widths, largest if is_valid else -1
 
 
-@kernel
+@helper
 def _item_at(address: Integer, itemsize: Integer, kind: Integer) -> Integer:
     """The bits of an item of at most eight bytes, extended to 64."""
     if itemsize == 0:
@@ -117,7 +117,7 @@ def _item_at(address: Integer, itemsize: Integer, kind: Integer) -> Integer:
     return np.int64(word >> shift)
 
 
-@kernel
+@helper
 def _limits(itemsize: Integer, kind: Integer) -> tuple[Integer, Integer]:
     """The least and the largest integer of a type; of floats those between which all are exact."""
     if kind == FLOAT:
@@ -128,7 +128,7 @@ def _limits(itemsize: Integer, kind: Integer) -> tuple[Integer, Integer]:
     return (-most - 1 if kind == SIGNED else np.int64(0)), most
 
 
-@kernel
+@helper
 def _add(base: Integer, as_floats: bool, out: NDArray[Any], first: Integer, n: Integer) -> None:
     """Add the base to numbers, and convert them to floats if these are wanted."""
     for k in range(np.uint64(first), np.uint64(first + n)):
@@ -141,7 +141,7 @@ def _add(base: Integer, as_floats: bool, out: NDArray[Any], first: Integer, n: I
             out[k] = _bits_of_double(number)
 
 
-@kernel
+@helper
 def _put(
     address: Integer, widths: Integer, is_wide: bool, base: Integer, as_floats: bool,
     out: NDArray[Any],
@@ -161,7 +161,7 @@ def _put(
         address += (n * width + 7) >> 3
 
 
-@kernel
+@helper
 def _put_sums(address: Integer, widths: Integer, is_wide: bool, out: NDArray[Any]) -> Integer:
     """Sum up measured gaps; returns the last integer."""
     total = np.int64(-1)
@@ -179,7 +179,7 @@ def _put_sums(address: Integer, widths: Integer, is_wide: bool, out: NDArray[Any
     return total
 
 
-@kernel
+@helper
 def _put_within(
     address: Integer, widths: Integer, is_wide: bool, largest: Integer, base: Integer,
     itemsize: Integer, kind: Integer, out: NDArray[Any],
@@ -200,7 +200,7 @@ def _put_within(
     return bool(low >= least and high <= most)
 
 
-@kernel
+@helper
 def _look_up(
     table: Integer, n_table: Integer, itemsize: Integer, kind: Integer, out: NDArray[Any]
 ) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import kernel
+from storage_backends.compute.jit import helper, kernel
 from storage_backends.zarr.codecs.blosc import leading_zeros, put_word
 from storage_backends.zarr.codecs.frame_format import BLOCK, FLOAT, SIGNED, Integer
 
@@ -21,7 +21,7 @@ def _copy(items: NDArray[Any], bits: NDArray[np.uint64]) -> None:
         bits[k] = items[k]
 
 
-@kernel
+@helper
 def load_bits(raw: NDArray[np.uint8], itemsize: Integer, bits: NDArray[np.uint64]) -> None:
     """Read the bits of items."""
     if itemsize == 1:
@@ -75,7 +75,7 @@ def bit_length(number: Integer) -> Integer:
     return 64 - np.int64(leading_zeros(np.uint64(number)))
 
 
-@kernel
+@helper
 def find_widths(
     numbers: NDArray[np.uint64], n: Integer, widths: NDArray[np.uint8]
 ) -> tuple[Integer, Integer]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import kernel
+from storage_backends.compute.jit import helper, kernel
 from storage_backends.zarr.codecs.blosc import CRC32C, crc32c_at
 from storage_backends.zarr.codecs.frame_format import (
     BLOCK,
@@ -78,7 +78,7 @@ def encode_chunks(
     return out[:size].tobytes(), sizes.tolist()
 
 
-@kernel
+@helper
 def _find_edges(
     ends: NDArray[np.int64], first: Integer, start: Integer, stop: Integer,
     edges: NDArray[np.int64],
@@ -103,7 +103,7 @@ def _find_edges(
     return count, first
 
 
-@kernel
+@helper
 def _place_of(item: np.uint64, slots: NDArray[np.int16], distinct: NDArray[np.uint64]) -> Integer:
     """The slot of a distinct item, or the free one for it."""
     at = np.int64((item * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(51))
@@ -112,7 +112,7 @@ def _place_of(item: np.uint64, slots: NDArray[np.int16], distinct: NDArray[np.ui
     return at
 
 
-@kernel
+@helper
 def _find_table(
     bits: NDArray[np.uint64],
     slots: NDArray[np.int16],
@@ -149,7 +149,7 @@ def _put(word: np.uint64, n_bytes: Integer, out: NDArray[np.uint8], at: Integer)
     return at + n_bytes
 
 
-@kernel
+@helper
 def _find_gaps(items: NDArray[np.int64], gaps: NDArray[np.uint64]) -> bool:
     """Find the differences of items, minus 1; False if they do not ascend from 0 or more."""
     n = len(items)
@@ -198,7 +198,7 @@ def _encode(
     return at
 
 
-@kernel
+@helper
 def _write_frames(
     crc32c: Integer,
     raw: NDArray[np.uint8],

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import LINE, fetch_ahead, fetch_line, kernel
+from storage_backends.compute.jit import LINE, fetch_ahead, fetch_line, helper, kernel
 from storage_backends.zarr.codecs.blosc import LATER, SOUND, UNFIT, byte_at, is_intact, number_at
 from storage_backends.zarr.codecs.frame_bodies import decode_frame
 from storage_backends.zarr.codecs.frame_format import (
@@ -31,14 +31,14 @@ from storage_backends.zarr.plan import Bound
 TAILS_AHEAD, FRAMES_AHEAD = 8, 2
 
 
-@kernel
+@helper
 def entry_at(directory: Integer, frame: Integer) -> tuple[Integer, Integer]:
     """Items and bytes of a frame."""
     entry = number_at(directory + ENTRY_BYTES * frame)
     return np.int64(entry & np.uint32(0xFFFF)), np.int64(entry >> np.uint32(16))
 
 
-@kernel
+@helper
 def directory_at(address: Integer, length: Integer) -> tuple[Integer, Integer]:
     """Address of the directory of a chunk with a checked tail, and its number of frames."""
     tail = address + length - TAIL_BYTES
@@ -46,7 +46,7 @@ def directory_at(address: Integer, length: Integer) -> tuple[Integer, Integer]:
     return tail - ENTRY_BYTES * n_frames, n_frames
 
 
-@kernel
+@helper
 def bounded(
     items: NDArray[Any], largest: Integer, below: Integer, mapping: NDArray[np.uint32]
 ) -> bool:
@@ -66,14 +66,14 @@ def bounded(
     return True
 
 
-@kernel
+@helper
 def fetch_tail(address: Integer, length: Integer) -> None:
     """Prefetch the directory of a chunk."""
     fetch_line(address + length - TAIL_BYTES)
     fetch_line(address + length - TAIL_BYTES - LINE)
 
 
-@kernel
+@helper
 def find_frame(
     crc32c: Integer, address: Integer, length: Integer, n_items: Integer, item: Integer,
     found: NDArray[np.int64], k: Integer,
@@ -106,7 +106,7 @@ def find_frame(
     return SOUND if first == n_items and begin == directory - address else UNFIT
 
 
-@kernel
+@helper
 def fetch_frame(address: Integer, length: Integer, found: NDArray[np.int64], k: Integer) -> None:
     """Prefetch a frame that was found."""
     directory, n_frames = directory_at(address, length)
@@ -114,7 +114,7 @@ def fetch_frame(address: Integer, length: Integer, found: NDArray[np.int64], k: 
         fetch_ahead(address + found[k, 2], entry_at(directory, found[k, 0])[1])
 
 
-@kernel
+@helper
 def decode_items(
     crc32c: Integer,
     address: Integer,

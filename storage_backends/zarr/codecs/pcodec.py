@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import kernel
+from storage_backends.compute.jit import helper, kernel
 from storage_backends.directory.content import CHECKSUM_BYTES, Content
 from storage_backends.zarr.codecs import bit_lanes
 from storage_backends.zarr.codecs.bit_lanes import LANES
@@ -89,7 +89,7 @@ def _decode(
     return SOUND
 
 
-@kernel
+@helper
 def _decode_page(
     position: Int,
     end: Int,
@@ -134,7 +134,7 @@ def _decode_page(
     return end - ((position + 7) >> 3)
 
 
-@kernel
+@helper
 def move_to(tail: NDArray[np.uint8], position: Int, end: Int) -> tuple[Int, Int]:
     """Copy the rest of a file; returns the position and the end in the copy."""
     first = position >> 3
@@ -144,7 +144,7 @@ def move_to(tail: NDArray[np.uint8], position: Int, end: Int) -> tuple[Int, Int]
     return 8 * address + (position & 7), address + end - first
 
 
-@kernel
+@helper
 def _read_bins_of(position: Int, scratch: Scratch, n: Int) -> Int:
     """Decode the bin of each number with four interleaved states, which share each load."""
     states, at, batch = scratch.states, scratch.current, scratch.batch

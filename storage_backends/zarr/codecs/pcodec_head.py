@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import kernel
+from storage_backends.compute.jit import helper
 from storage_backends.zarr.codecs import bit_lanes
 from storage_backends.zarr.codecs.blosc import UNFIT, UNKNOWN, byte_at, leading_zeros, word_at
 
@@ -60,7 +60,7 @@ class Scratch(NamedTuple):
         return cls(states, weights, contents, np.empty(4, np.uint64), batch, tail)
 
 
-@kernel
+@helper
 def bits(position: Int, end: Int) -> Any:
     """Load at least 57 bits, zero-padded; never reads at or beyond the address `end`.
 
@@ -76,7 +76,7 @@ def bits(position: Int, end: Int) -> Any:
     return word >> np.uint64(position & 7)
 
 
-@kernel
+@helper
 def read_head(address: Int, end: Int, scratch: Scratch, length: Int) -> tuple[Int, Int, Int]:
     """Read the header of a file with one chunk of `length` numbers.
 
@@ -100,7 +100,7 @@ def read_head(address: Int, end: Int, scratch: Scratch, length: Int) -> tuple[In
     return position if position >= 0 else -UNFIT, size_log, np.int64(delta)
 
 
-@kernel
+@helper
 def _first_chunk(address: Int, end: Int) -> Int:
     """Address of the first chunk; 0 for unsupported formats."""
     start = bits(8 * address, end)
@@ -120,7 +120,7 @@ def _first_chunk(address: Int, end: Int) -> Int:
     return version + head if byte_at(version) == wrapped else 0
 
 
-@kernel
+@helper
 def _read_bins(position: Int, end: Int, scratch: Scratch) -> tuple[Int, Int]:
     """Fill the table of states.
 

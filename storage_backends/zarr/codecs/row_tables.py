@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import kernel
+from storage_backends.compute.jit import helper, kernel
 from storage_backends.directory.content import CHECKSUM_BYTES, Content, checksum
 from storage_backends.zarr.codecs import blosc as native
 from storage_backends.zarr.codecs.ans_reading import number_in_sevens
@@ -97,7 +97,7 @@ def decode(
     check(found, OF, VERSION)
 
 
-@kernel
+@helper
 def _bits_for(n_entries: Int) -> Int:
     n_bits = _LEAST_BITS
     while (1 << n_bits) < 4 * n_entries:
@@ -112,7 +112,7 @@ def _tables(n_entries: Int) -> tuple[Int, NDArray[np.int64], NDArray[np.uint64]]
     return n_bits, np.zeros(1 << n_bits, np.int64), np.empty((1 << n_bits, 2), np.uint64)
 
 
-@kernel
+@helper
 def _find(
     number: np.uint64,
     first: Int,
@@ -163,7 +163,7 @@ def _encode(
     return n
 
 
-@kernel
+@helper
 def _check_rows(address: Int, end: Int, n_items: Int, itemsize: Int) -> tuple[Int, Int, Int, Int]:
     """Number of rows, address of the first, address of the tables, and size of the largest one.
 
@@ -236,7 +236,7 @@ def _decode(
     return SOUND
 
 
-@kernel
+@helper
 def _value_at(address: Int, itemsize: Int) -> np.uint64:
     value = np.uint64(0)
     for k in range(itemsize):
