@@ -57,8 +57,9 @@ def plan(
     n = _cut(starts, stops, targets, chunk_length, pieces)
     by_chunk, found = np.empty((3, n), np.int64), np.empty((3, n + 1), np.int64)
     n_chunks = _group(pieces, pieces[0, :n].argsort(kind="stable"), by_chunk, found)
-    chunks, bounds, needed = found
-    return ChunkPlan(chunks[:n_chunks], bounds[: n_chunks + 1], *by_chunk, needed[:n_chunks])
+    (chunks, bounds, needed), (sources, targets, lengths) = found, by_chunk
+    edges = bounds[: n_chunks + 1]
+    return ChunkPlan(chunks[:n_chunks], edges, sources, targets, lengths, needed[:n_chunks])
 
 
 @kernel

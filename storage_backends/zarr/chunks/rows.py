@@ -222,10 +222,9 @@ def encoded(
     cut = _Ranges.of(values, which, starts, stops).cut(slice(None))
     pieces = cut.pieces[:, : cut.bounds[-1]]
     parts, n_frames, n_bytes = [], [], 0
-    n_chunks = len(cut.chunks)
-    fetched = cut.fetch(values, ids) if n_chunks else None
-    for start in (0, n_chunks) if fetched else ():
-        places = np.stack(fetched.part(start, start + n_chunks)[:2])
+    fetched = cut.fetch(values, ids)
+    for part in (slice(0, len(cut.chunks)), slice(len(cut.chunks), None)):
+        places = np.stack([fetched.addresses[part], fetched.lengths[part]])
         found = np.empty((pieces.shape[1], 3), np.int64)
         n, n_more = frame_gathering.count_frames(
             blosc.CRC32C, pieces, places, values[0].chunk_rows, found
@@ -249,7 +248,7 @@ def encoded(
         # Imported only where it is needed: numba.cuda takes a while.
         from storage_backends.zarr.codecs import frame_cuda
 
-        n_values = n_frames[0] if n_frames else 0
-        frame_cuda.decode_rows(n_values, sum(n_frames), (_item(values), _item(ids)), below, *arrays)
+        items = _item(values), _item(ids)
+        frame_cuda.decode_rows(n_frames[0], sum(n_frames), items, below, *arrays)
 
     return EncodedRows(content[:at], mapping, dtype, decode)
