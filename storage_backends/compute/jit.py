@@ -57,7 +57,7 @@ def helper(function: _F) -> _F:
 
 
 def _prefetch(for_writing: bool) -> Callable[..., Any]:
-    """An intrinsic that prefetches a cache line; the address need not be valid."""
+    """An intrinsic that prefetches a cache line."""
 
     @intrinsic
     def prefetch(typingctx: Any, address: Any) -> Any:
@@ -75,6 +75,7 @@ def _prefetch(for_writing: bool) -> Callable[..., Any]:
     return prefetch
 
 
+#: Prefetches the cache line of an address, which need not be valid.
 fetch_line = _prefetch(for_writing=False)
 _fetch_line_to_write = _prefetch(for_writing=True)
 

@@ -64,7 +64,7 @@ class ChunkReader(ABC):
         Parameters
         ----------
         which, chunks
-            The reader of each chunk, and its number there, in ascending order.
+            The reader of each chunk, and its number there, in ascending order for each reader.
         """
 
     @staticmethod
@@ -142,7 +142,7 @@ def decoded(reader: DirectReader, n: int, length: int) -> Iterator[NDArray[Any]]
 def locate(
     readers: Sequence[Located], which: NDArray[np.int64], chunks: NDArray[np.int64]
 ) -> tuple[Pieces, NDArray[np.bool_]]:
-    """Locate chunks, which may ascend for each reader, and tell which of them were written."""
+    """Locate chunks, ascending for each reader, and tell which of them were written."""
     per_file = np.array([reader.grid.per_file for reader in readers])
     file, begun = np.empty_like(chunks), np.empty((2, len(chunks)), np.int64)
     n_files = split(which, chunks, per_file, file, begun)
