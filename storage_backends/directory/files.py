@@ -15,6 +15,9 @@ Identity = tuple[int, ...]
 #: Maximum bytes of a file name on common file systems.
 _MAX_NAME_BYTES = 255
 
+#: Without O_NONBLOCK, opening a pipe would block until another process writes to it.
+_READ_ONLY = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
 
 def file_path(root: str, key: str) -> str:
     """Path of a file of an archive.
@@ -90,14 +93,30 @@ def read_file(root: str, key: str) -> bytes:
     """
     path = file_path(root, key)
     try:
-        with open(open_file(path), "rb") as stream:
-            return stream.read()
+        return read_path(path)
     except FileNotFoundError:
         raise ArchiveFormatError(f"{path}: the file is missing") from None
 
 
-def open_file(path: str) -> int:
-    """Open a file for reading and return its descriptor.
+def read_path(path: str) -> bytes:
+    """Read a small file completely; errors of :func:`open_file`."""
+    descriptor, size = open_file(path)
+    try:
+        return read_opened(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def read_opened(descriptor: int, size: int) -> bytes:
+    """Read an open file of `size` bytes; a stream of Python takes longer for a small one."""
+    data = os.read(descriptor, size)
+    while len(data) < size and (more := os.read(descriptor, size - len(data))):
+        data += more
+    return data
+
+
+def open_file(path: str) -> tuple[int, int]:
+    """Open a file for reading; returns its descriptor and its size in bytes.
 
     Raises
     ------
@@ -106,10 +125,10 @@ def open_file(path: str) -> int:
     FileNotFoundError
         The path does not exist.
     """
-    # Without O_NONBLOCK, opening a pipe would block until another process writes to it.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
+    descriptor = os.open(path, _READ_ONLY)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode):
+        return descriptor, status.st_size
     os.close(descriptor)
     raise ArchiveFormatError(f"{path}: expected a regular file")
 

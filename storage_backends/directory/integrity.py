@@ -102,8 +102,7 @@ def examine_files(
 def read_table(path: str) -> Table | None:
     """Read the file of checksums; None if it does not exist."""
     try:
-        with open(archive_files.open_file(path), "rb") as stream:
-            return Table.from_bytes(stream.read(), path)
+        return Table.from_bytes(archive_files.read_path(path), path)
     except FileNotFoundError:
         return None
 

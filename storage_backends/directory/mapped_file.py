@@ -47,6 +47,13 @@ class MappedFile:
     Unlike ``mmap.mmap`` it does not keep a file descriptor open, of which a process may have only
     about a thousand, so an open archive can map all of its files.
 
+    Parameters
+    ----------
+    path
+        Path of the file.
+    small
+        Bytes of a file that is read instead, as mapping takes longer.
+
     Attributes
     ----------
     data
@@ -62,13 +69,12 @@ class MappedFile:
         The path does not exist.
     """
 
-    def __init__(self, path: str) -> None:
-        descriptor = archive_files.open_file(path)
+    def __init__(self, path: str, small: int = 0) -> None:
+        descriptor, size = archive_files.open_file(path)
         try:
-            size = os.fstat(descriptor).st_size
             self.data: NDArray[np.uint8]
-            if not size:
-                self.data = np.empty(0, np.uint8)
+            if size <= small:
+                self.data = np.frombuffer(archive_files.read_opened(descriptor, size), np.uint8)
             elif _mmap is None:
                 region = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
                 self.data = np.frombuffer(region, np.uint8).view()

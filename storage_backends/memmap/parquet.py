@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Maximum of values that one thread reads alone.
 _MOST_ALONE = 1 << 20
+#: Bytes of a file that is read rather than mapped.
+_SMALL = 1 << 16
 #: Errors that pyarrow raises for bytes that are not a table.
 _UNREADABLE = (
     pa.ArrowException,
@@ -175,7 +177,7 @@ class ParquetFile:
 
     @cached_property
     def _data(self) -> NDArray[np.uint8]:
-        return (self._mapped.get(self.path) or MappedFile(self.path)).data
+        return (self._mapped.get(self.path) or MappedFile(self.path, _SMALL)).data
 
 
 def _read(file: pq.ParquetFile, groups: Sequence[int], columns: list[str] | None) -> Table:
