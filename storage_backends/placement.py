@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from storage_backends.base import ArrayStore
+    from storage_backends.compute.steps import Steps
 
 
 class TableReader(Protocol):
@@ -46,6 +47,9 @@ class TableStore(TableReader, Protocol):
 
     def table_fingerprint(self, name: str, /) -> str | None:
         """Hash that only equal tables share; None if it takes as long as reading the table."""
+
+    def reading(self, name: str, /, columns: Sequence[str] | None = None) -> Steps[pa.Table]:
+        """As :meth:`read_table`, in steps that may be done for several archives together."""
 
 
 class Placed:
@@ -118,6 +122,12 @@ class Placed:
     def table_fingerprint(self, name: str, /) -> str | None:
         """Hash that only equal tables share; None if it takes as long as reading the table."""
         return None
+
+    def reading(self, name: str, /, columns: Sequence[str] | None = None) -> Steps[pa.Table]:
+        """As ``read_table``, in steps that may be done for several archives together."""
+        yield
+        table: pa.Table = self.read_table(name, columns)  # type: ignore[attr-defined]
+        return table
 
     def check_removable(self) -> None:
         """Raise the error that :meth:`remove` would raise, as far as can be foreseen."""

@@ -12,8 +12,12 @@ from scdl.archive.tables import EncodedTable, NoTable, StoredTable, TableSource
 from scdl.collection.members import Members
 from storage_backends.capabilities import TableStore
 from storage_backends.compute.arrow import Coder
-from storage_backends.compute.threads import for_each_file
+from storage_backends.compute.steps import Steps
+from storage_backends.compute.threads import FILES_TOGETHER, for_each_file
 from storage_backends.errors import ArrayNotFoundError
+
+#: Maximum number of cells of members of which columns are read together.
+_CELLS_TOGETHER = 1 << 20
 
 
 def obs_tables(members: Members, columns: Sequence[str] | None = None) -> list[TableSource]:
@@ -46,12 +50,16 @@ def obs_columns(members: Members, names: Sequence[str]) -> list[TableSource]:
     tables: list[TableSource] = [NoTable(record.n_obs) for record in members.records]
     labels: dict[bytes, Coder] = {}
 
-    def load(number: int) -> None:
-        with members.tables_of(number) as reader:
-            if (table := _present(reader, names)) is not None:
-                tables[number] = EncodedTable(table, labels)
+    def load(number: int) -> Steps[None]:
+        reader = members.tables_of(number)
+        yield
+        table = yield from _present(reader, names)
+        yield
+        if table is not None:
+            tables[number] = EncodedTable(table, labels)
 
-    for_each_file(load, [i for i, record in enumerate(members.records) if record.has_obs])
+    having = [i for i, record in enumerate(members.records) if record.has_obs]
+    for_each_file(load, having, _together(members))
     return _labelled(members, tables, names)
 
 
@@ -62,9 +70,9 @@ def obs_table(
     record, origins = members.records[number], members.origins
     table = pa.table({"": pa.nulls(record.n_obs)})
     if record.has_obs:
-        with members.tables_of(number) as reader:
-            if columns := chosen(reader.table_schema(OBS).names):
-                table = reader.read_table(OBS, columns)
+        reader = members.tables_of(number)
+        if columns := chosen(reader.table_schema(OBS).names):
+            table = reader.read_table(OBS, columns)
     if origins is not None and chosen([origins.column]):
         source = origins.labelled(NoTable(record.n_obs), number, record.path)
         table = table.append_column(
@@ -83,10 +91,16 @@ def _labelled(
     return [origins.labelled(table, i, record.path) for i, table, record in numbered]
 
 
-def _present(reader: TableStore, names: Sequence[str]) -> pa.Table | None:
+def _together(members: Members) -> int:
+    """Number of members of which columns are read together; few if they have many cells."""
+    largest = max((record.n_obs for record in members.records), default=0)
+    return max(1, min(FILES_TOGETHER, _CELLS_TOGETHER // max(largest, 1)))
+
+
+def _present(reader: TableStore, names: Sequence[str]) -> Steps[pa.Table | None]:
     """Those columns of obs that exist; None if none does."""
     try:
-        return reader.read_table(OBS, names)
+        return (yield from reader.reading(OBS, names))
     except ArrayNotFoundError:
         stored = reader.table_schema(OBS).names
         present = [name for name in names if name in stored]

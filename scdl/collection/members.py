@@ -114,21 +114,18 @@ class Members(Sequence[SingleCellDataset]):
                 f"{record.path}: this member of the collection cannot be read: {one_line(error)}"
             ) from error
 
-    @contextmanager
-    def _briefly_open(self, number: int, *, hold: bool = True) -> Iterator[ArrayStore]:
+    def _briefly_open(self, number: int, *, hold: bool = True) -> ArrayStore:
         """The archive of a member, which need not stay open; without `hold` only for its arrays."""
         if (member := self._open.get(number)) is not None:
-            yield member.store
-            return
+            return member.store
         record = self.records[number]
         with self._opening(record):
             cache = cache_options(self._options["cache_dir"], self._options["cache_mb"])
             store = registry.open_archive(record.path, hold=hold, cache=cache)
         self._check(number, store)
-        yield store
+        return store
 
-    @contextmanager
-    def tables_of(self, number: int) -> Iterator[TableStore]:
+    def tables_of(self, number: int) -> TableStore:
         """The tables of a member, without opening its arrays if it did not change."""
         record = self.records[number]
         if number not in self._open and record.content is not None and not is_url(record.path):
@@ -137,10 +134,8 @@ class Members(Sequence[SingleCellDataset]):
                     record.path, record.content, record.n_obs, record.values
                 )
             if tables is not None:
-                yield tables
-                return
-        with self._briefly_open(number) as store:
-            yield store
+                return tables
+        return self._briefly_open(number)
 
     def _check(self, number: int, store: ArrayStore) -> None:
         """Compare a member with its description when it is opened; its genes only once."""
@@ -177,8 +172,7 @@ class Members(Sequence[SingleCellDataset]):
         return self.records[number].spaces
 
     def _describe_genes(self, number: int) -> None:
-        with self.tables_of(number) as tables:
-            self.records[number] = self.records[number].with_genes(tables)
+        self.records[number] = self.records[number].with_genes(self.tables_of(number))
 
     def complete(self) -> Sequence[Member]:
         """Complete descriptions of all members, including their genes."""
@@ -249,8 +243,8 @@ class Members(Sequence[SingleCellDataset]):
         is_sorted = self.records[number].is_sorted
         if field:
             is_sorted = self.fields(number)[field].is_sorted
-        with self._briefly_open(number, hold=False) as store:
-            matrix = StoredMatrix.of(store, field_prefix(field), is_sorted=is_sorted)
+        store = self._briefly_open(number, hold=False)
+        matrix = StoredMatrix.of(store, field_prefix(field), is_sorted=is_sorted)
         # Mapped matrices are kept by their addresses.
         return matrix if matrix.views else self._read.setdefault((number, field), matrix)
 

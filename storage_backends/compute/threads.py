@@ -13,10 +13,14 @@ from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, TypeVar
 
+from storage_backends.compute import steps
+
 _T = TypeVar("_T")
 
 #: Items of `for_each_file` of which the first few show whether reading waits.
 _FILES_AT_ONCE, _FIRST_FILES = 256, 4
+#: Items of `for_each_file` that one thread works on together.
+FILES_TOGETHER = 16
 
 #: Maximum number of threads of this process, or None; see :func:`limit`.
 _max_threads: int | None = None
@@ -105,23 +109,25 @@ def for_each(function: Callable[[_T], object], items: Sequence[_T]) -> None:
         raise failure
 
 
-def for_each_file(function: Callable[[_T], object], items: Sequence[_T]) -> None:
+def for_each_file(
+    function: Callable[[_T], object], items: Sequence[_T], at_once: int = FILES_TOGETHER
+) -> None:
     """Call a function that reads small files with every item; raises the first error.
 
     Several threads do so while they wait for a disk or a server. One is faster if the files are in
     memory: the calls of two then hinder each other, as each hands over Python's lock many times.
+    It does the steps of a function that has them for `at_once` items together.
     """
     for start in range(0, len(items), _FILES_AT_ONCE):
         part = items[start : start + _FILES_AT_ONCE]
         began = time.perf_counter(), time.thread_time()
-        for item in part[:_FIRST_FILES]:
-            function(item)
+        steps.together(function, part[:_FIRST_FILES])
         seconds, computed = time.perf_counter() - began[0], time.thread_time() - began[1]
         if seconds > 2 * computed:
-            for_each(function, part[_FIRST_FILES:])
+            for_each(lambda item: steps.together(function, [item]), part[_FIRST_FILES:])
             continue
-        for item in part[_FIRST_FILES:]:
-            function(item)
+        for first in range(_FIRST_FILES, len(part), at_once):
+            steps.together(function, part[first : first + at_once])
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from storage_backends.compute import steps
 from storage_backends.compute.caching import cached_property
 from storage_backends.directory import files as archive_files
 from storage_backends.directory.mapped_file import MappedFile
@@ -16,6 +17,7 @@ from storage_backends.memmap import features, layout
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from storage_backends.compute.steps import Steps
     from storage_backends.memmap.tables import ParquetTable
 
 #: Directory of the table of cells.
@@ -173,9 +175,15 @@ class OnlyTables:
 
     def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
         """Some or all columns of a table; ArchiveChangedError if the archive was replaced."""
-        table = self._table(name).read(columns, 0, None)
+        return steps.result(self.reading(name, columns))
+
+    def reading(self, name: str, /, columns: Sequence[str] | None = None) -> Steps[pa.Table]:
+        """As :meth:`read_table`, in steps."""
+        table = self._table(name)
+        yield
+        found = yield from table.reading(columns, 0, None)
         self._check_current()
-        return table
+        return found
 
     def table_fingerprint(self, name: str, /) -> str:
         """Hash of the files of a table."""

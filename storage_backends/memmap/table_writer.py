@@ -163,7 +163,9 @@ def to_categorical(column: pa.ChunkedArray, empty: pa.DictionaryArray) -> pa.Chu
         if pa.types.is_dictionary(chunk.type):
             # Few positions are narrowed rather than many codes.
             codes = pc.index_in(chunk.dictionary, empty.dictionary)
-            codes = arrow.taken(codes.cast(empty.type.index_type), chunk.indices)
+            if codes.type != empty.type.index_type:
+                codes = codes.cast(empty.type.index_type)
+            codes = arrow.taken(codes, chunk.indices)
         else:
             codes = pc.index_in(chunk, empty.dictionary)
             codes = pc.if_else(pc.is_null(chunk), pa.scalar(None, codes.type), codes)

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
 from storage_backends.checks import check_rows
+from storage_backends.compute import steps
 from storage_backends.compute.caching import LRUCache, cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.compute.uniting import ColumnPart, UnitedColumn
@@ -181,10 +182,17 @@ class ParquetTable:
 
     def read(self, columns: Sequence[str] | None, start: int, stop: int | None) -> Table:
         """Rows ``[start, stop)`` of some columns."""
+        return steps.result(self.reading(columns, start, stop))
+
+    def reading(
+        self, columns: Sequence[str] | None, start: int, stop: int | None
+    ) -> steps.Steps[Table]:
+        """As :meth:`read`, in steps."""
         with readable(self._where):
             known = [INDEX, *self._types] if self._names else [*self._types]
             wanted = known if columns is None else list(columns)
             stop = check_rows(self._where, self.num_rows, start, stop, names=known, columns=wanted)
+            yield
             found: dict[str, pa.ChunkedArray] = {}
             if self._only_names:
                 found[INDEX] = self._read_plain([self._only_names], start, stop).column(0)
@@ -192,7 +200,7 @@ class ParquetTable:
                 found[INDEX] = _read_alike(self._names, [INDEX], start, stop).column(0)
             plain = [name for name in wanted if name not in found]
             if plain:
-                found |= self._read_columns(plain, start, stop)
+                found |= yield from self._read_columns(plain, start, stop)
             if not wanted:
                 # A table without columns has its rows nevertheless.
                 rows = pa.table({"": pa.nulls(stop - start)}, metadata=self._metadata)
@@ -206,17 +214,18 @@ class ParquetTable:
 
     def _read_columns(
         self, names: Sequence[str], start: int, stop: int
-    ) -> dict[str, pa.ChunkedArray]:
+    ) -> steps.Steps[dict[str, pa.ChunkedArray]]:
         """Columns that are not names, with their categories."""
         distinct = list(dict.fromkeys(names))
         if (stop - start) * len(distinct) > _MOST_AT_ONCE and len(distinct) > 1:
             # One after the other, as the codes of categories are several times wider meanwhile.
             found: dict[str, pa.ChunkedArray] = {}
             for name in distinct:
-                found |= self._read_columns([name], start, stop)
+                found |= yield from self._read_columns([name], start, stop)
             return found
         categories = self._category_lists
         columns = self._read_plain(distinct, start, stop)
+        yield
         return {
             name: to_categorical(columns[name], categories[name])
             if name in categories
