@@ -116,18 +116,23 @@ def for_each_file(
 
     Several threads do so while they wait for a disk or a server. One is faster if the files are in
     memory: the calls of two then hinder each other, as each hands over Python's lock many times.
-    It does the steps of a function that has them for `at_once` items together.
+    The steps of a function that has them are done for up to `at_once` items together.
     """
+    work = partial(steps.together, function)
     for start in range(0, len(items), _FILES_AT_ONCE):
         part = items[start : start + _FILES_AT_ONCE]
         began = time.perf_counter(), time.thread_time()
-        steps.together(function, part[:_FIRST_FILES])
+        work(part[:_FIRST_FILES])
         seconds, computed = time.perf_counter() - began[0], time.thread_time() - began[1]
-        if seconds > 2 * computed:
-            for_each(lambda item: steps.together(function, [item]), part[_FIRST_FILES:])
-            continue
-        for first in range(_FIRST_FILES, len(part), at_once):
-            steps.together(function, part[first : first + at_once])
+        waits, rest = seconds > 2 * computed, part[_FIRST_FILES:]
+        # Threads work on fewer items together, so that they end at about the same time.
+        n = max(1, min(at_once, len(rest) // (4 * n_threads()))) if waits else at_once
+        several = [rest[first : first + n] for first in range(0, len(rest), n)]
+        if waits:
+            for_each(work, several)
+        else:
+            for few in several:
+                work(few)
 
 
 @contextmanager
