@@ -12,6 +12,7 @@ from scdl.collection.member import Member
 from scdl.collection.paths import MANIFEST, archives_below, has_manifest, is_archive, resolved
 from scdl.errors import ArchiveFormatError, ArchiveNotFoundError, CollectionError, ScdlError
 from storage_backends import registry
+from storage_backends.compute.steps import Steps
 from storage_backends.compute.threads import for_each_file
 from storage_backends.paths import Path
 from storage_backends.registry import is_within
@@ -71,18 +72,21 @@ def describe_all(
     described: dict[str, Member] = {}
     reads = iter(range(_MOST_TABLES))
 
-    def describe(path: str) -> None:
-        described[path] = _describe(path, directory, lambda: next(reads, None) is not None)
+    def describe(path: str) -> Steps[None]:
+        may_read = lambda: next(reads, None) is not None  # noqa: E731
+        described[path] = yield from _describe(path, directory, may_read)
 
     for_each_file(describe, wanted)
     return [*records, *(described[path] for path in wanted)]
 
 
-def _describe(path: str, directory: str | None, may_read: Callable[[], bool]) -> Member:
+def _describe(path: str, directory: str | None, may_read: Callable[[], bool]) -> Steps[Member]:
     """The description of an archive, with its genes if tables are known by a fingerprint."""
     try:
         with registry.open_archive(path, hold=False) as store:
+            yield
             member = Member.of(path, store)
+            yield
             # A table that cannot be read raises an error when it is needed.
             with suppress(ScdlError):
                 if store.table_fingerprint(var_table(0)) is not None:
