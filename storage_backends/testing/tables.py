@@ -9,6 +9,7 @@ import pytest
 
 from storage_backends import errors
 from storage_backends.base import ArrayStore
+from storage_backends.compute.steps import result
 from storage_backends.testing.archives import (
     N_OBS,
     Contents,
@@ -52,7 +53,7 @@ class TableTests(BackendHarness):
     @pytest.mark.parametrize("columns", [None, ["categories", "_index"], ["_index"], []], ids=str)
     @pytest.mark.parametrize(
         ("start", "stop"),
-        [(0, 0), (0, 1), (700, 1300), (5, None), (N_OBS - 1, N_OBS), (N_OBS, None)],
+        [(0, 0), (0, 1), (0, None), (700, 1300), (5, None), (N_OBS - 1, N_OBS), (N_OBS, None)],
     )
     def test_rows(
         self, store: ArrayStore, start: int, stop: int | None, columns: list[str] | None
@@ -61,6 +62,8 @@ class TableTests(BackendHarness):
         expected = obs.slice(start, (N_OBS if stop is None else stop) - start)
         table = store.read_table("obs", columns, start, stop)
         assert_same_table(table, expected.select(obs.column_names if columns is None else columns))
+        if (start, stop) == (0, None):
+            assert_same_table(result(store.reading("obs", columns)), table)
 
     @pytest.mark.parametrize("columns", [None, ["int8"], []], ids=str)
     @pytest.mark.parametrize(
@@ -98,6 +101,7 @@ class TableTests(BackendHarness):
                 assert tables.table_schema(name).equals(table.schema)
                 assert_same_table(tables.read_table(name), table)
                 assert_same_table(tables.read_table(name, ["_index"]), table.select(["_index"]))
+                assert_same_table(result(tables.reading(name)), table)
                 with pytest.raises(errors.ArrayNotFoundError):
                     tables.read_table(name, ["nothing"])
         changed = small_archive(parts={"var/0": contents.tables["var/0"].select(["_index"])})
