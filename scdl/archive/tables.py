@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage_backends.base import INDEX, ArrayStore
-from storage_backends.compute.arrow import Coder, is_text, numbers, to_numpy
+from storage_backends.compute.arrow import Coder, filled, is_text, numbers, to_numpy
 
 ROWS_AT_ONCE = 1 << 16
 
@@ -229,7 +229,7 @@ def encode(column: pa.ChunkedArray, known: dict[bytes, Coder] | None = None) -> 
     coder = _coder_of(array.dictionary, known)
     codes, narrow = coder.codes(array.indices), code_type(len(coder.values))
     if codes.null_count:
-        codes = codes.cast(narrow).fill_null(-1)
+        codes = filled(codes.cast(narrow), -1)
     if pa.types.is_dictionary(type_):
         type_ = pa.dictionary(narrow, coder.values.type, type_.ordered)
     # Codes are known to be in range, which a cast by Arrow would check again.

@@ -203,7 +203,7 @@ class _Column:
             labels = pc.unique(pa.concat_arrays([pa.nulls(0, self.field.type), *found.values()]))
             labels = labels.drop_null()
         positions = {
-            key: arrow.to_numpy(arrow.positions_in(values, labels).fill_null(-1))
+            key: arrow.to_numpy(arrow.filled(arrow.positions_in(values, labels), -1))
             for key, values in found.items()
         }
         stops = np.cumsum([0, *(source.num_rows for source in sources)])

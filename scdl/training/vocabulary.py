@@ -108,6 +108,7 @@ def _as_obs_column(column: Encoded | pa.Array, name: str) -> ObsColumn:
     import pyarrow as pa
 
     from scdl.archive.tables import Encoded
+    from storage_backends.compute.arrow import to_numpy
 
     if isinstance(column, Encoded):
         return _labels(column)
@@ -124,6 +125,8 @@ def _as_obs_column(column: Encoded | pa.Array, name: str) -> ObsColumn:
                 f"obs column {name!r} holds integers beyond 2^53 and missing values, which no "
                 "tensor type can hold together; convert the column to text"
             )
+        if not array.null_count:
+            return ObsColumn(to_numpy(array), None)
         return ObsColumn(array.to_numpy(zero_copy_only=False), None)
     raise ColumnTypeError(
         f"obs column {name!r} holds {type_}; only numbers, booleans, text and categories can be "
@@ -136,12 +139,14 @@ def _labels(column: Encoded) -> ObsColumn:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from storage_backends.compute.arrow import to_numpy
+
     labels = column.labels
     if pa.types.is_dictionary(column.type):
         return ObsColumn(column.codes, tuple(labels.to_pylist()))
     order = pc.sort_indices(labels)
     ranks = np.empty(len(labels), np.int64)
-    ranks[order.to_numpy()] = np.arange(len(labels))
+    ranks[to_numpy(order)] = np.arange(len(labels))
     codes = np.empty_like(column.codes)
     column.recoded(ranks, codes)
     return ObsColumn(codes, tuple(labels.take(order).to_pylist()))

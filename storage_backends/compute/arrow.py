@@ -39,6 +39,11 @@ def to_numpy(array: pa.Array) -> NDArray[Any]:
     return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
 
 
+def filled(values: pa.Array, missing: int) -> pa.Array:
+    """Integers with `missing` in place of nulls; Arrow imports pandas to fill in one of Python."""
+    return values.fill_null(numbers(np.full(1, missing, values.type.to_pandas_dtype()))[0])
+
+
 def text(values: Sequence[str | bytes]) -> pa.Array:
     """Strings or UTF-8 bytes as ``large_string``; UnicodeDecodeError for other bytes."""
     encoded = [value if isinstance(value, bytes) else value.encode() for value in values]

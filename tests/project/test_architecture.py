@@ -7,8 +7,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from places import ROOT
+
+from storage_backends import registry
+from storage_backends.testing.archives import index_column, small_archive
 
 # Top to bottom: a module imports from its own folder, and from those in the rows below.
 LAYERS = """
@@ -225,6 +229,31 @@ with tempfile.TemporaryDirectory() as place, h5py.File(f"{place}/a.h5ad", "w") a
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["", "B nan T"]
+
+
+@pytest.mark.parametrize("kind", ["label", "text", "number"])
+def test_columns_of_a_loader_need_no_pandas(tmp_path, kind):
+    """Several archives, whose lists of labels are combined."""
+    for i in range(2):
+        columns = {
+            "label": pa.array(["B", None, "T"][i:], pa.large_string()).dictionary_encode(),
+            "text": pa.array(["b", "a", "c"][i:], pa.large_string()),
+            "number": pa.array([4, 5, 6][i:], pa.int64()),
+        }
+        parts = {"obs": pa.table({**index_column(3 - i), **columns})}
+        contents = small_archive(3 - i, parts=parts)
+        with registry.create(tmp_path / f"{i}", registry.backend("memmap")) as writer:
+            contents.write(writer)
+            writer.commit(contents.attrs)
+    code = f"""
+import sys, scdl
+loader = scdl.SingleCellLoader(scdl.open({str(tmp_path)!r}), 5, obs=[{kind!r}], order="sequential")
+print(*next(iter(loader)).obs[{kind!r}].tolist(), "pandas" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = {"label": "0 -1 1 -1 1", "text": "1 0 2 0 2", "number": "4 5 6 5 6"}
+    assert done.stdout.strip() == f"{expected[kind]} False"
 
 
 @pytest.mark.parametrize("module", SOURCES)
