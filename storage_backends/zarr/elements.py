@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 import zarr
-from zarr.storage import MemoryStore
+from zarr.core.buffer import Buffer
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore, StorePath
 
 from storage_backends.anndata_format.names import encoding
 from storage_backends.compute.warning_filters import ignore_warnings
@@ -16,6 +18,14 @@ from storage_backends.zarr import layout
 
 #: Options for arrays written by anndata: compression with checksums.
 _OPTIONS: dict[str, Any] = {"compressors": layout.CHECKED}
+#: Key of an element in the store in memory that it is checked in.
+_KEY = "value"
+
+
+class Encoded(NamedTuple):
+    """An element as anndata wrote it: the content of its files, by path below its own."""
+
+    files: dict[str, Buffer]
 
 
 def read(node: zarr.Group | zarr.Array[Any]) -> Any:
@@ -32,7 +42,7 @@ def read(node: zarr.Group | zarr.Array[Any]) -> Any:
 
 
 def write(root: zarr.Group, path: str, value: Any) -> None:
-    """Write an element as anndata does, with the groups above it."""
+    """Write an element as anndata does, or :class:`Encoded`, with the groups above it."""
     import anndata
 
     parent, _, key = path.rpartition("/")
@@ -47,32 +57,45 @@ def write(root: zarr.Group, path: str, value: Any) -> None:
             group = group.require_group(name)
             if i and "encoding-type" not in group.attrs:
                 group.attrs.update(encoding("dict"))
-        anndata.io.write_elem(group, key, value, dataset_kwargs=_OPTIONS)
+        if isinstance(value, Encoded):
+            sync(_place(group.store_path / key, value.files))
+        else:
+            anndata.io.write_elem(group, key, value, dataset_kwargs=_OPTIONS)
 
 
-def check(where: str, value: Any) -> None:
+async def _place(where: StorePath, files: dict[str, Buffer]) -> None:
+    for path, content in files.items():
+        await (where / path).set(content)
+
+
+def check(where: str, value: Any) -> Any:
     """Raise OutputError if a value does not survive a round trip through Zarr and h5ad.
 
     Parameters
     ----------
     where
         Start of error messages.
+
+    Returns
+    -------
+    object
+        What :func:`write` takes for the value: :class:`Encoded`, or numeric arrays as they are.
     """
     if _is_plain(value):
-        return
+        return value
     import anndata
 
     # Any error of anndata, zarr or HDF5 means that the value cannot be stored.
     try:
         with anndata.settings.override(allow_write_nullable_strings=True), ignore_warnings(""):
-            stored: dict[str, Any] = {}
+            stored: dict[str, Buffer] = {}
             root = zarr.create_group(MemoryStore(stored), zarr_format=3)
-            write(root, "value", value)
+            write(root, _KEY, value)
             for key in stored:
                 # This includes keys that zarr would take for metadata.
                 path, _, last = key.rpartition("/")
-                layout.element_path(path if path and last == "zarr.json" else "value")
-            back = anndata.io.read_elem(root["value"])
+                layout.element_path(path if path and last == "zarr.json" else _KEY)
+            back = anndata.io.read_elem(root[_KEY])
             with h5py.File("value", "w", driver="core", backing_store=False) as file:
                 anndata.io.write_elem(file, "given", value)
                 anndata.io.write_elem(file, "back", back)
@@ -84,6 +107,8 @@ def check(where: str, value: Any) -> None:
         raise OutputError(f"{where}: anndata cannot write it: {one_line(error):.300}") from error
     if not alike:
         raise OutputError(f"{where}: it changes in a round trip through a Zarr store")
+    below = f"{_KEY}/"
+    return Encoded({k.removeprefix(below): v for k, v in stored.items() if k.startswith(below)})
 
 
 def _is_plain(value: Any) -> bool:

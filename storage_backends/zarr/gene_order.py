@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import scipy.sparse as sp
 
+#: Prefixes of elements that may be aligned with the genes, see :func:`aligned`.
+ALIGNED = ("raw/varm/", "var")
 _VALUES_AT_ONCE = 1 << 20
 #: Bands of similar detection rates per factor of two.
 _BANDS_PER_OCTAVE = 2

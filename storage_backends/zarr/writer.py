@@ -137,9 +137,9 @@ class ZarrWriter(DirectoryWriter):
     def write_element(self, name: str, value: Any) -> None:
         _ = self.directory
         layout.element_path(name)
-        elements.check(f"{self.path}: {name}", value)
-        # Elements aligned with genes are written once the order of genes is known.
-        self._elements[name] = value
+        checked = elements.check(f"{self.path}: {name}", value)
+        # Elements aligned with genes are encoded once the order of genes is known.
+        self._elements[name] = value if name.startswith(gene_order.ALIGNED) else checked
 
     def _complete(self, attrs: Mapping[str, Any]) -> None:
         n_obs = self.specs["indptr"].length - 1
