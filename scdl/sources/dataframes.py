@@ -176,7 +176,8 @@ class H5Frame(FrameReader):
         return self.group.attrs
 
     def member(self, path: str) -> h5py.Group | h5py.Dataset | None:
-        return hdf5_guard.element(self.group.file, f"{self.group.name}/{path}")
+        # Below the group also where a damaged list of columns has an absolute path.
+        return hdf5_guard.element(self.group, path.lstrip("/"))
 
     def text(self, array: h5py.Dataset) -> Column | None:
         return _text(array, array.dtype, int(array.shape[0]))

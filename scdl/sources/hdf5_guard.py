@@ -70,26 +70,27 @@ def element(holder: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
 
 def group(holder: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
     """Like :func:`element`, for a mapping whose elements are checked when they are read."""
-    return _resolve(holder.file, holder, name, _MOST_LINKS)
+    return _resolve(holder, name, _MOST_LINKS)
 
 
 def check_attributes(found: h5py.Group | h5py.Dataset) -> None:
     """Raise SourceError if an attribute of the object declares more bytes than the file has."""
-    _check_attributes(found, os.path.getsize(found.file.filename))
+    path = found.file.filename
+    _check_attributes(found, path, os.path.getsize(path))
 
 
 def check(found: h5py.Group | h5py.Dataset) -> None:
     """Check an object that was not obtained through :func:`element`; raises its errors."""
-    where = f"{found.file.filename}: {found.name}"
-    size = os.path.getsize(found.file.filename)
+    path = found.file.filename
+    size = os.path.getsize(path)
     declared = 0
     for part in _parts(found):
-        _check_attributes(part, size)
-        declared += _declared_size(part) if isinstance(part, h5py.Dataset) else 0
+        _check_attributes(part, path, size)
+        declared += _declared_size(part, path) if isinstance(part, h5py.Dataset) else 0
     if declared > FREE_BYTES + BYTES_PER_BYTE * size:
         raise SourceError(
-            f"{where} declares a size of {declared:,} bytes, out of proportion to the {size:,} "
-            "bytes of the file; the file is damaged"
+            f"{path}: {found.name} declares a size of {declared:,} bytes, out of proportion to the "
+            f"{size:,} bytes of the file; the file is damaged"
         )
 
 
@@ -142,7 +143,7 @@ def _find_word(file: BufferedReader, word: bytes) -> Iterator[int]:
 def is_present(group: h5py.Group, name: str) -> bool:
     """Whether a group has a non-empty element; links to other files count but are not followed."""
     try:
-        found = _resolve(group.file, group, name, _MOST_LINKS)
+        found = _resolve(group, name, _MOST_LINKS)
     except SourceError:
         return True
     if isinstance(found, h5py.Dataset):
@@ -154,11 +155,9 @@ def is_present(group: h5py.Group, name: str) -> bool:
     )
 
 
-def _resolve(
-    file: h5py.File, group: h5py.Group, path: str, left: int
-) -> h5py.Group | h5py.Dataset | None:
+def _resolve(group: h5py.Group, path: str, left: int) -> h5py.Group | h5py.Dataset | None:
     """Resolve a path within a file, following at most `left` soft links."""
-    at: h5py.Group | h5py.Dataset | None = file if path.startswith("/") else group
+    at: h5py.Group | h5py.Dataset | None = group.file if path.startswith("/") else group
     for name in filter(None, path.split("/")):
         if not isinstance(at, h5py.Group):
             return None
@@ -166,13 +165,13 @@ def _resolve(
         if kind == h5py.h5l.TYPE_HARD:
             at = at[name]
         elif kind == h5py.h5l.TYPE_SOFT and left:
-            at = _resolve(file, at, at.get(name, getlink=True).path, left - 1)
+            at = _resolve(at, at.get(name, getlink=True).path, left - 1)
         elif kind is None:
             return None
         else:
             raise UnreadableError(
-                f"{file.filename}: {at.name}/{name} is a link to another file, or part of a long "
-                "chain of links; copy its target into this file"
+                f"{at.file.filename}: {at.name}/{name} is a link to another file, or part of a "
+                "long chain of links; copy its target into this file"
             )
     return at if isinstance(at, h5py.Group | h5py.Dataset) else None
 
@@ -196,18 +195,20 @@ def _parts(found: h5py.Group | h5py.Dataset) -> Iterator[h5py.Group | h5py.Datas
                     "itself; expected a tree of groups"
                 )
             seen.add(at.id)
-            todo += filter(None, (_resolve(at.file, at, name, _MOST_LINKS) for name in at))
+            todo += filter(None, (_resolve(at, name, _MOST_LINKS) for name in at))
 
 
-def _check_attributes(part: h5py.Group | h5py.Dataset, file_size: int) -> None:
+def _check_attributes(part: h5py.Group | h5py.Dataset, path: str, file_size: int) -> None:
     """Check the size of attributes: they are never compressed, so the file must be larger."""
-    for name in part.attrs:
-        attribute = part.attrs.get_id(name)
-        _check_type(f"{part.file.filename}: {part.name}: {name}", attribute.get_type())
-        declared = math.prod(attribute.shape or ()) * attribute.get_type().get_size()
+    attributes = part.attrs
+    for name in attributes:
+        attribute = attributes.get_id(name)
+        type_ = attribute.get_type()
+        _check_type(f"{path}: {part.name}: {name}", type_)
+        declared = math.prod(attribute.shape or ()) * type_.get_size()
         if declared > file_size:
             raise SourceError(
-                f"{part.file.filename}: the attribute {name!r} of {part.name} declares a size of "
+                f"{path}: the attribute {name!r} of {part.name} declares a size of "
                 f"{declared:,} bytes, more than the file has; the file is damaged"
             )
 
@@ -252,9 +253,9 @@ def _has_plugin(number: int) -> bool:
     return bool(h5py.h5z.filter_avail(number))
 
 
-def _declared_size(dataset: h5py.Dataset) -> int:
+def _declared_size(dataset: h5py.Dataset, path: str) -> int:
     """Declared size of a dataset in bytes; raise UnreadableError if it is in another file."""
-    where = f"{dataset.file.filename}: {dataset.name}"
+    where = f"{path}: {dataset.name}"
     layout = dataset.id.get_create_plist()
     external = layout.get_layout() == h5py.h5d.VIRTUAL or (
         layout.get_layout() == h5py.h5d.CONTIGUOUS and layout.get_external_count()
