@@ -13,7 +13,9 @@ INSTALL := $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 # What pip would do after an installation, but on all cores, without the tests of packages, and
 # without large packages of which hardly anything is imported. Some of the files are templates,
 # which no Python compiles.
-SKIPPED := moto|pip|sklearn|statsmodels|fontTools
+SKIPPED := moto|pip|sklearn|statsmodels|fontTools|aiohttp|formulaic|lightning_fabric|networkx|patsy|pygments/lexers
+SKIPPED := $(SKIPPED)|pytorch_lightning|seaborn|setuptools|sympy/(combinatorics|physics|stats)
+SKIPPED := $(SKIPPED)|torch/(_inductor|testing)|torchgen
 COMPILE := -W ignore -m compileall -qq -j 0 -x 'site-packages/(($(SKIPPED))/|.*/tests/)'
 
 # Pinned by hand: a newer one may come with gigabytes of CUDA.
