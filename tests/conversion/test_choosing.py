@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from anndata.io import write_elem
 from anndata.tests.helpers import assert_equal
 from anndata.utils import make_index_unique
-from annotated import annotated, write
+from annotated import annotated, write, written
 from budget import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,7 +83,7 @@ def test_as_the_copy_of_a_view(
         for mapping, keys in ((made.obsm, ("none", "zeros", "flags")), (made.obsp, ("flags",))):
             for key in keys:
                 del mapping[key]
-        adata = write(made, source)
+        adata = written(made, source)
     if kind == "archive":
         scdl.convert(source, tmp_path / "source.zarr", matrix="X")
         source = tmp_path / "source.zarr"
@@ -286,7 +286,7 @@ def test_nothing_chosen(tmp_path: Path, options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("options", BACKENDS, ids=["memmap", "zarr"])
 def test_columns(tmp_path: Path, options: dict[str, Any]) -> None:
-    adata = write(annotated(20, 12), tmp_path / "a.h5ad")
+    adata = written(annotated(20, 12), tmp_path / "a.h5ad")
     options = options | {"only_matrix": True}
     report = scdl.convert(
         tmp_path / "a.h5ad", tmp_path / "a",
@@ -477,7 +477,7 @@ def test_elements_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
 
 
 def test_commands(tmp_path: Path, run_command: Any) -> None:
-    adata = write(annotated(20, 12), tmp_path / "a.h5ad")
+    adata = written(annotated(20, 12), tmp_path / "a.h5ad")
     (tmp_path / "names").write_text("\n".join(adata.obs_names[:15]))
     done = run_command(
         "scdl", "convert", "a.h5ad", "made", "--where", "int > 0", "--cells", "names",

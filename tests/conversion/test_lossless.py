@@ -21,7 +21,7 @@ import scipy.sparse as sp
 import zarr
 from anndata.io import write_elem
 from anndata.tests.helpers import assert_equal
-from annotated import annotated, reordered, same, write
+from annotated import annotated, reordered, same, write, written
 from budget import sample, whole_only
 from reading import assert_rows, assert_same
 from sources import Cells, names, random_cells, write_h5ad
@@ -63,7 +63,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ann
     found = {}
     for kind, options in KINDS.items():
         path = place / f"{kind}.h5ad"
-        found[kind] = path, write(annotated(**options), path)
+        found[kind] = path, written(annotated(**options), path)
     return found
 
 
@@ -107,7 +107,7 @@ class TestFiles:
     @pytest.mark.xfail(int(pd.__version__.split(".")[0]) >= 3, reason="kinds of text in pandas 3")
     @pytest.mark.parametrize("shape", sample([(0, 3), (3, 0), (1, 1)], 2))
     def test_shapes_at_the_edge(self, tmp_path: Path, shape: tuple[int, int]) -> None:
-        expected = write(annotated(*shape), tmp_path / "a.h5ad")
+        expected = written(annotated(*shape), tmp_path / "a.h5ad")
         scdl.convert(tmp_path / "a.h5ad", tmp_path / "a.zarr", compression="archive")
         same(exported(tmp_path / "a.zarr"), expected)
         same(anndata.read_zarr(tmp_path / "a.zarr"), expected)
@@ -316,7 +316,7 @@ class TestForeignStores:
         self, files: dict[str, Any], tmp_path: Path, kind: str, zarr_format: int
     ) -> None:
         with anndata.settings.override(zarr_write_format=zarr_format):
-            expected = write(files[kind][1], tmp_path / "a.zarr")
+            expected = written(files[kind][1], tmp_path / "a.zarr")
         matrix = expected.X if kind != "raw" else expected.raw.X
         if kind in ("csr", "raw"):
             ds = scdl.open(tmp_path / "a.zarr")

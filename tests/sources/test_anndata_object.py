@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from annotated import annotated, counts, names_of_layers, same, write
+from annotated import annotated, counts, names_of_layers, same, write, written
 from budget import examples, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -183,7 +183,7 @@ def test_lazily_read(tmp_path: Path, kind: str) -> None:
     for name in ("records", "nulls", "categories"):
         del adata.uns[name]
     with anndata.settings.override(zarr_write_format=3):
-        adata = write(adata, path)
+        adata = written(adata, path)
     for suffix in ("scdl", "zarr"):
         one, other = tmp_path / f"one.{suffix}", tmp_path / f"other.{suffix}"
         report, expected = scdl.convert(read_lazy(path), one), scdl.convert(adata, other)

@@ -108,14 +108,19 @@ def annotated(
     return adata
 
 
-def write(adata: anndata.AnnData, path: Path) -> anndata.AnnData:
-    """Write an AnnData as a file, or a Zarr store where the path says so; what is read of it."""
+def write(adata: anndata.AnnData, path: Path) -> None:
+    """Write an AnnData as a file, or a Zarr store where the path says so."""
     with writing_strings():
         if path.suffix == ".zarr":
             adata.write_zarr(path)
-            return anndata.read_zarr(path)
-        adata.write_h5ad(path)
-    return anndata.read_h5ad(path)
+        else:
+            adata.write_h5ad(path)
+
+
+def written(adata: anndata.AnnData, path: Path) -> anndata.AnnData:
+    """Like :func:`write`; what anndata reads of it."""
+    write(adata, path)
+    return anndata.read_zarr(path) if path.suffix == ".zarr" else anndata.read_h5ad(path)
 
 
 def reordered(adata: anndata.AnnData, genes: Any) -> anndata.AnnData:

@@ -18,7 +18,7 @@ import pytest
 import scipy.sparse as sp
 import zarr
 from anndata.tests.helpers import assert_equal
-from annotated import counts, write
+from annotated import counts, write, written
 
 import scdl
 from scdl.archive.schema import Info
@@ -137,7 +137,7 @@ class TestProfiles:
     @pytest.mark.parametrize("kind", [sp.csc_matrix, lambda layer: layer.toarray()])
     def test_layers_that_cannot_follow(self, tmp_path: Path, kind: Callable[[Any], Any]) -> None:
         adata = cells(50, 12, layers={"l": kind(counts(50, 12, np.random.default_rng(2)))})
-        expected = write(adata, tmp_path / "a.h5ad")
+        expected = written(adata, tmp_path / "a.h5ad")
         scdl.convert(tmp_path / "a.h5ad", tmp_path / "a.zarr", compression="archive")
         assert_equal(anndata.read_zarr(tmp_path / "a.zarr"), expected)
         assert_equal(scdl.open(tmp_path / "a.zarr").to_anndata(), expected)
