@@ -72,8 +72,10 @@ def describe_all(
     described: dict[str, Member] = {}
     reads = iter(range(_MOST_TABLES))
 
+    def may_read() -> bool:
+        return next(reads, None) is not None
+
     def describe(path: str) -> Steps[None]:
-        may_read = lambda: next(reads, None) is not None  # noqa: E731
         described[path] = yield from _describe(path, directory, may_read)
 
     for_each_file(describe, wanted)
