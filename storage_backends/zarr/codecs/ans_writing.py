@@ -162,7 +162,7 @@ def _write(
             words[k], widths[k] = state & ((1 << width) - 1), width
             place = begins[table[k], tokens[k]] + (state >> width) - weight
             current[coder] = N_STATES + states[table[k], place]
-    position = 0
+    position = np.int64(0)
     for row in range(n_rows):
         begin, stop = max(edges[row], 0), min(edges[row + 1], n)
         for start in range(begin, stop, BATCH):
@@ -172,6 +172,6 @@ def _write(
                 least, width = least_of(tokens[k], itemsize)
                 offset = numbers[k] - np.uint64(least)
                 for shift in range(0, width, 32):
-                    part = (offset >> np.uint64(shift)) & np.uint64(0xFFFFFFFF)
+                    part = np.int64((offset >> np.uint64(shift)) & np.uint64(0xFFFFFFFF))
                     position = _put(part, min(32, width - shift), out, position)
     return (position + 7) >> 3, current - N_STATES

@@ -132,7 +132,10 @@ def decode_rows(
                 return DAMAGED
     longest: Integer = 0
     for row in range(first, last):
-        longest = max(longest, pieces[3, bounds[row] : bounds[row + 1]].sum())
+        length = 0
+        for piece in range(bounds[row], bounds[row + 1]):
+            length += pieces[3, piece]
+        longest = max(longest, length)
     n_words = (n_columns + 63) // 64
     seen, before = np.zeros(n_words, np.uint64), np.empty(n_words, np.int64)
     # Rows are sorted from memory that stays in the cache to where they belong.
@@ -171,8 +174,9 @@ def decode_rows(
             n_row += length
         if n_words and n_row:
             values, ids, start = row_data[:n_row], row_indices[:n_row], pieces[2, bounds[row]]
-            there = slice(start, start + n_row)
-            if not sort_row(values, ids, seen, before, data[there], indices[there]):
-                data[there], indices[there] = values, ids
+            sorted_data, sorted_ids = data[start : start + n_row], indices[start : start + n_row]
+            if not sort_row(values, ids, seen, before, sorted_data, sorted_ids):
+                for k in range(n_row):
+                    sorted_data[k], sorted_ids[k] = values[k], ids[k]
                 result = STORED
     return result

@@ -93,7 +93,7 @@ def find_frame(
     version = np.int64(byte_at(tail + 7))
     if version != VERSION:
         return version * LATER if version > VERSION else UNFIT
-    frame = first = begin = 0
+    frame = first = begin = np.int64(0)
     while frame < n_frames:
         items, size = entry_at(directory, frame)
         if first + items > item:
@@ -161,8 +161,9 @@ def decode_items(
             part = out[first - start : last - start] if is_whole else np.empty(items, out.dtype)
             most = decode_frame(address + begin, size - SUM_BYTES, itemsize, kind, part)
             if not is_whole:
-                upto = min(stop, last)
-                out[at - start : upto - start] = part[at - first : upto - first]
+                # A loop, as numba compiles the error of slices of other lengths for seconds.
+                for i in range(at, min(stop, last)):
+                    out[i - start] = part[i - first]
         if most == INVALID:
             return UNFIT, MIXED
         largest = MIXED if most == MIXED or largest == MIXED else max(largest, most)
