@@ -22,14 +22,16 @@ from storage_backends.compute.rowsort import count_bits
 OUT_OF_RANGE = -1
 #: Returned if a row has two values of the same gene.
 REPEATED = -2
+#: int64 in compiled code; the static type differs between callers, so it is Any.
+Int = Any
 #: Constants to compute the bit and the word of a gene in a bitmap.
 _ONE, _LOW, _HIGH = np.uint64(1), np.uint64(63), np.uint64(6)
 
 
 @kernel
 def map_values(
-    ids: Any, values: Any, start: int, stop: int, table: Any, out_ids: Any, out: Any, at: int
-) -> int:
+    ids: Any, values: Any, start: Int, stop: Int, table: Any, out_ids: Any, out: Any, at: Int
+) -> Int:
     """Copy values and map their ids to genes; see :func:`~scdl.kernels.lanes.map_lanes`."""
     kept = np.uint64(at)
     for k in range(start, stop):
@@ -43,8 +45,8 @@ def map_values(
 
 @kernel
 def _map_one_by_one(
-    ids: Any, values: Any, start: int, table: Any, out_ids: Any, out: Any, at: int
-) -> int:
+    ids: Any, values: Any, start: Int, table: Any, out_ids: Any, out: Any, at: Int
+) -> Int:
     return map_values(ids, values, start, start + LANES, table, out_ids, out, at)
 
 
@@ -60,8 +62,8 @@ def _map_row(
     like: NDArray[Any],
     out_data: NDArray[Any],
     out_indices: NDArray[Any],
-    place: int,
-) -> int:
+    place: Int,
+) -> Int:
     """Copy one row for :func:`map_rows`, and prefetch the next row.
 
     The output starts at `place` and must have room for the whole row. Returns the number of values
