@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage_backends.anndata_format.names import is_nullable
@@ -154,26 +153,3 @@ def _category_table(batch: pa.RecordBatch, names: Sequence[str]) -> Table:
         columns.append(lists)
         fields.append(pa.field(name, lists.type, metadata=meta))
     return pa.table(columns, schema=pa.schema(fields))
-
-
-def to_categorical(column: pa.ChunkedArray, empty: pa.DictionaryArray) -> pa.ChunkedArray:
-    """Encode the values of a column by their codes in the stored categories."""
-    chunks = []
-    for chunk in column.chunks:
-        if pa.types.is_dictionary(chunk.type):
-            # Few positions are narrowed rather than many codes.
-            codes = pc.index_in(chunk.dictionary, empty.dictionary)
-            if codes.type != empty.type.index_type:
-                codes = codes.cast(empty.type.index_type)
-            codes = arrow.taken(codes, chunk.indices)
-        else:
-            codes = pc.index_in(chunk, empty.dictionary)
-            codes = pc.if_else(pc.is_null(chunk), pa.scalar(None, codes.type), codes)
-            codes = codes.cast(empty.type.index_type)
-        # These codes are in range, which need not be checked.
-        chunks.append(
-            pa.DictionaryArray.from_arrays(
-                codes, empty.dictionary, ordered=empty.type.ordered, safe=False
-            )
-        )
-    return pa.chunked_array(chunks or [empty])

@@ -17,13 +17,14 @@ import pyarrow as pa
 from storage_backends.base import INDEX, INDEX_NAME, NULLABLE
 from storage_backends.checks import check_rows
 from storage_backends.compute import steps
-from storage_backends.compute.caching import LRUCache, cached_property
+from storage_backends.compute.caching import cached_property
 from storage_backends.compute.claims import check_claim
 from storage_backends.compute.uniting import ColumnPart, UnitedColumn
 from storage_backends.directory.mapped_file import MappedFile
 from storage_backends.errors import ArchiveFormatError
+from storage_backends.memmap.categories import lists_in, to_categorical
 from storage_backends.memmap.parquet import ParquetFile, readable
-from storage_backends.memmap.table_writer import plain_type, to_categorical
+from storage_backends.memmap.table_writer import plain_type
 
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
@@ -84,7 +85,7 @@ class ParquetTable:
         # Columns of several files are united by their values. No reference to this object, as a
         # cycle would keep mapped files of thousands of tables until garbage is collected.
         self._are_alike = are_alike or len(columns) == 1
-        coded = partial(_lists_in, self._categories) if self._are_alike else tuple
+        coded = partial(lists_in, self._categories) if self._are_alike else tuple
         self._columns = [ParquetFile(path, mapped, coded) for path in columns]
         self._expected_rows = expected_rows
         self._names = [ParquetFile(path, mapped) for path in names]
@@ -253,7 +254,7 @@ class ParquetTable:
     @cached_property
     def _category_lists(self) -> Mapping[str, pa.DictionaryArray]:
         """An empty dictionary array per categorical column, with its type and categories."""
-        return _lists_in(self._categories)
+        return lists_in(self._categories)
 
 
 def _ranges(
@@ -274,36 +275,3 @@ def _read_alike(files: Sequence[ParquetFile], columns: list[str], start: int, st
         return files[0].read(columns, start, stop)
     found = [file.read(columns, *rows) for file, *rows in _ranges(files, start, stop)]
     return pa.concat_tables(found or [files[0].read(columns, 0, 0)])
-
-
-def _lists_in(file: ParquetFile | None) -> Mapping[str, pa.DictionaryArray]:
-    """The lists of categories in a file, parsed once for all files of the same content."""
-    if file is None:
-        return {}
-    found = _parsed.get(file.content)
-    if found is None:
-        with readable(f"{file}: the table of categories"):
-            found = _parsed.setdefault(file.content, _parse_categories(file))
-    return found
-
-
-def _parse_categories(file: ParquetFile) -> Mapping[str, pa.DictionaryArray]:
-    if file.num_rows != 1:
-        raise ArchiveFormatError(f"{file}: expected one row of categories")
-    found = {}
-    table = file.read_all()
-    for field in table.schema:
-        # See `_category_table`.
-        values = table[field.name].chunk(0).flatten()
-        meta = field.metadata or {}
-        index_type = pa.type_for_alias(meta.get(b"index", b"int32").decode())
-        found[field.name] = pa.DictionaryArray.from_arrays(
-            pa.nulls(0, index_type), values, ordered=meta.get(b"ordered") == b"1"
-        )
-    return found
-
-
-#: Categories by the content of their file, as many archives of one collection often share them.
-_parsed = LRUCache[bytes, Mapping[str, pa.DictionaryArray]](
-    1 << 22, lambda found: sum(array.dictionary.nbytes for array in found.values()) + 1
-)
