@@ -49,7 +49,10 @@ class TableStore(TableReader, Protocol):
         """Hash that only equal tables share; None if it takes as long as reading the table."""
 
     def reading(self, name: str, /, columns: Sequence[str] | None = None) -> Steps[pa.Table]:
-        """As :meth:`read_table`, in steps that may be done for several archives together."""
+        """As :meth:`read_table`, by a generator that returns the table.
+
+        Each step may be done for several archives before the next.
+        """
 
 
 class Placed:
@@ -124,7 +127,10 @@ class Placed:
         return None
 
     def reading(self, name: str, /, columns: Sequence[str] | None = None) -> Steps[pa.Table]:
-        """As ``read_table``, in steps that may be done for several archives together."""
+        """As ``read_table``, by a generator that returns the table.
+
+        Each step may be done for several archives before the next.
+        """
         yield
         table: pa.Table = self.read_table(name, columns)  # type: ignore[attr-defined]
         return table

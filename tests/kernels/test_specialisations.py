@@ -25,6 +25,7 @@ def literal_signatures() -> list[str]:
 
 @pytest.mark.parametrize("profile", ["packed", "balanced", "archive", "fast", None])
 def test_none_for_literals(profile: str | None, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     counts = sp.random(300, 200, 0.2, "csr", np.float32, random_state=0)
     counts.data = np.ceil(counts.data * 9)
     target = tmp_path / ("cells.zarr" if profile else "cells.scdl")
