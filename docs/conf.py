@@ -73,9 +73,9 @@ python_maximum_signature_line_length = 88
 nitpick_ignore_regex = [
     ("py:class", r".*[ {}\"].*|optional|sequence|mapping|path|array-like|ndarray|dtype"),
     ("py:class", r"numpy\..*\._\w+|numpy\.random\._generator\.Generator"),
-    ("py:class", r"(np|pa|pd|csr|orders)\..*|(NDArray|DTypeLike|Expression|MuData)"),
+    ("py:class", r"(np|pa|pd|csr|orders)\..*|(NDArray|DTypeLike|Expression|MuData|Steps)"),
     ("py:class", r"CellNames|Columns|Convertible|Duplicates|Genes|Missing|Names|NewArchive|Path"),
-    ("py:class", r"Remainder|Steps|WorkersLike|\w*Options|CellReader|OpenedArchive|RowReader|RowsRead"),
+    ("py:class", r"Remainder|WorkersLike|\w*Options|CellReader|OpenedArchive|RowReader|RowsRead"),
     ("py:class", r"scdl\.dataset\.(cells\.(Origin|Storage)|neighbor_methods\.CellReader)"),
     ("py:class", r"scdl\.archive\.(features|schema|requests|csr)\.\w+"),
 ]
