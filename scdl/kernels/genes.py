@@ -78,7 +78,7 @@ def _map_row(
     following = min(i + 1, len(rows) - 1)
     next_values, value_bytes = rows[following, 0], rows[following, 2] * out_data.itemsize
     next_ids, id_bytes = rows[following, 1], rows[following, 2] * like.itemsize
-    kept, whole, fetched = np.int64(0), length - length % LANES, 0
+    kept, whole, fetched = 0, length - length % LANES, 0
     for k in range(0, whole, LANES):
         # Prefetch gradually: a core supports only a limited number of outstanding cache lines.
         fetch_line(next_values + min(fetched, value_bytes))
@@ -121,7 +121,7 @@ def map_rows(
     int
         0, or :data:`OUT_OF_RANGE`.
     """
-    place = np.int64(0)
+    place = 0
     for i in range(len(rows)):
         kept = _map_row(rows, i, lookup, bounds, like, out_data, out_indices, place)
         if kept == OUT_OF_RANGE:
@@ -171,9 +171,9 @@ def map_rows_sorted(
     values, genes = np.empty(longest, out_data.dtype), np.empty(longest, np.int32)
     seen = np.zeros(n_columns // 64 + 1, np.uint64)
     before = np.empty(len(seen), np.int64)
-    place = np.int64(0)
+    place = 0
     for i in range(len(rows)):
-        kept = _map_row(rows, i, lookup, bounds, like, values, genes, np.int64(0))
+        kept = _map_row(rows, i, lookup, bounds, like, values, genes, 0)
         if kept == OUT_OF_RANGE:
             return OUT_OF_RANGE
         if not _mark(genes, kept, seen, before):

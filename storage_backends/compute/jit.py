@@ -9,10 +9,14 @@ import numba
 from llvmlite import binding, ir
 from numba import extending, types
 from numba.core.codegen import get_host_cpu_features
+from numba.core.dispatcher import Dispatcher
 from numpy.typing import NDArray
 
 #: ``numba.extending.intrinsic`` with type annotations; callers omit the first argument.
 intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrinsic
+
+#: ``numba.types.unliteral`` with type annotations.
+_unliteral: Callable[[Any], Any] = types.unliteral
 
 #: Size of a cache line in bytes.
 LINE = 64
@@ -40,7 +44,22 @@ def _compiled(function: _F, **options: Any) -> _F:
     except RuntimeError:
         # No cache directory is writable, as in a read-only container; compile in every process.
         compiled = numba.njit(nogil=True, **options)(function)
+    if isinstance(compiled, Dispatcher):  # NUMBA_DISABLE_JIT returns the function itself.
+        _ignore_literals(compiled)
     return cast(_F, compiled)
+
+
+def _ignore_literals(compiled: Any) -> None:
+    """Compile a function for types only, and not once more for each constant it is called with."""
+    template = compiled.get_call_template
+
+    def without_literals(arguments: Any, named: Any) -> Any:
+        return template(
+            [_unliteral(kind) for kind in arguments],
+            {name: _unliteral(kind) for name, kind in named.items()},
+        )
+
+    compiled.get_call_template = without_literals
 
 
 def kernel(function: _F) -> _F:

@@ -203,23 +203,19 @@ def mapped(problem: dict[str, Any], function: Any, *more: int) -> Any:
     return done, rows[:, 2].tolist(), data[:kept].tolist(), ids[:kept].tolist()
 
 
-#: Where reading and writing begin; literals would be types of their own.
-FIRST, AT = np.int64(3), np.int64(2)
-
-
 @numba.njit
 def in_lanes(ids: Any, values: Any, table: Any, out_ids: Any, out: Any) -> int:
     at = row_kernels.pointer_in
     ids, values, table = at(ids, 0), at(values, 0), at(table, 0)
-    return _lanes.map_lanes(ids, values, FIRST, table, at(out_ids, 0), at(out, 0), AT)
+    return _lanes.map_lanes(ids, values, 3, table, at(out_ids, 0), at(out, 0), 2)
 
 
 @numba.njit
 def one_by_one(ids: Any, values: Any, table: Any, out_ids: Any, out: Any) -> int:
     at = row_kernels.pointer_in
     ids, values, table = at(ids, 0), at(values, 0), at(table, 0)
-    stop = FIRST + _lanes.LANES
-    return kernels.map_values(ids, values, FIRST, stop, table, at(out_ids, 0), at(out, 0), AT)
+    stop = 3 + _lanes.LANES
+    return kernels.map_values(ids, values, 3, stop, table, at(out_ids, 0), at(out, 0), 2)
 
 
 @pytest.mark.skipif(not _lanes.IS_KNOWN, reason="the compiler is older")

@@ -162,7 +162,7 @@ def _write(
             words[k], widths[k] = state & ((1 << width) - 1), width
             place = begins[table[k], tokens[k]] + (state >> width) - weight
             current[coder] = N_STATES + states[table[k], place]
-    position = np.int64(0)
+    position = 0
     for row in range(n_rows):
         begin, stop = max(edges[row], 0), min(edges[row + 1], n)
         for start in range(begin, stop, BATCH):

@@ -196,7 +196,7 @@ def _put_within(
     for k in range(len(out)):
         number = np.int64(out[k]) + base
         low, high = min(low, number), max(high, number)
-    _add(base, kind == FLOAT, out, np.int64(0), len(out))
+    _add(base, kind == FLOAT, out, 0, len(out))
     return bool(low >= least and high <= most)
 
 
@@ -244,8 +244,6 @@ def decode_frame(
     """
     head = np.int64(byte_at(address))
     is_wide, encoding = head & WIDE != 0, head & ~WIDE
-    # Not literals, for each of which numba would compile what gets them once more.
-    as_floats, signed = kind == FLOAT and encoding != TABLE, np.int64(SIGNED)
     body, end, bits = address + 1, address + size, 8 * itemsize
     if encoding == RAW:
         if end - body != len(out) * itemsize:
@@ -262,7 +260,7 @@ def decode_frame(
         widths += 1 + n_base
         if n_base > 8 or widths > end:
             return INVALID
-        base = _item_at(body + 1, n_base, signed)
+        base = _item_at(body + 1, n_base, SIGNED)
     elif encoding == TABLE:
         n_table = np.int64(byte_at(body)) | (np.int64(byte_at(body + 1)) << 8)
         widths, most = body + 2 + n_table * itemsize, min(bits, 16)
@@ -281,12 +279,12 @@ def decode_frame(
             return INVALID
         if kind != FLOAT:
             return last
-        _add(np.int64(0), as_floats, out, np.int64(0), len(out))
+        _add(0, True, out, 0, len(out))
     elif encoding == OFFSETS:
         if not _put_within(at, widths, is_wide, largest, base, itemsize, kind, out):
             return INVALID
     else:
-        _put(at, widths, is_wide, base, as_floats, out)
+        _put(at, widths, is_wide, base, False, out)
         if not _look_up(body + 2, n_table, itemsize, kind, out):
             return INVALID
     return MIXED

@@ -142,10 +142,6 @@ def _find_table(
     return n
 
 
-#: Sizes of what is written. numba would compile `_put` once more for each literal.
-_ONE, _TWO, _FOUR, _SUM = (np.int64(n) for n in (1, 2, 4, SUM_BYTES))
-
-
 @kernel
 def _put(word: np.uint64, n_bytes: Integer, out: NDArray[np.uint8], at: Integer) -> Integer:
     for k in range(n_bytes):
@@ -184,19 +180,19 @@ def _encode(
     """Write chunks, and note the size of each; returns the size of all."""
     edges = np.empty(min(n, chunk_items) // _LEAST_ITEMS + 2, np.int64)
     directory = np.empty((len(edges), 2), np.uint16)
-    at = end = np.int64(0)
+    at = end = 0
     for chunk in range(len(sizes)):
         begin, start = at, chunk * chunk_items
         n_frames, end = _find_edges(ends, end, start, min(n, start + chunk_items), edges)
         at = _write_frames(crc32c, raw, itemsize, kind, start, edges[:n_frames], directory, out, at)
         tail = at
         for frame in range(n_frames):
-            at = _put(np.uint64(directory[frame, 0]), _TWO, out, at)
-            at = _put(np.uint64(directory[frame, 1]), _TWO, out, at)
-        at = _put(np.uint64(n_frames), _FOUR, out, at)
-        at = _put(np.uint64(MAGIC | VERSION << 24), _FOUR, out, at)
+            at = _put(np.uint64(directory[frame, 0]), 2, out, at)
+            at = _put(np.uint64(directory[frame, 1]), 2, out, at)
+        at = _put(np.uint64(n_frames), 4, out, at)
+        at = _put(np.uint64(MAGIC | VERSION << 24), 4, out, at)
         found = crc32c_at(crc32c, out.ctypes.data + tail, at - tail)
-        at = _put(np.uint64(found), _SUM, out, at)
+        at = _put(np.uint64(found), SUM_BYTES, out, at)
         sizes[chunk] = at - begin
     return at
 
@@ -254,11 +250,11 @@ def _write_frames(
                 if found + 2 + n_table * itemsize < size:
                     kind, most = TABLE, largest
         form = kind | (WIDE if most > 15 and kind != RAW else 0)
-        at = _put(np.uint64(form), _ONE, out, at)
+        at = _put(np.uint64(form), 1, out, at)
         if kind == OFFSETS:
-            at = _put(np.uint64(base), n_base, out, _put(np.uint64(n_base), _ONE, out, at))
+            at = _put(np.uint64(base), n_base, out, _put(np.uint64(n_base), 1, out, at))
         if kind == TABLE:
-            at = _put(np.uint64(n_table), _TWO, out, at)
+            at = _put(np.uint64(n_table), 2, out, at)
             for k in range(n_table):
                 at = _put(distinct[k], itemsize, out, at)
         if kind == RAW:
@@ -268,7 +264,7 @@ def _write_frames(
         else:
             at = pack(numbers, n, widths, most > 15, out, at)
         found = crc32c_at(crc32c, out.ctypes.data + begin, at - begin)
-        at = _put(np.uint64(found), _SUM, out, at)
+        at = _put(np.uint64(found), SUM_BYTES, out, at)
         directory[frame, 0], directory[frame, 1] = n, at - begin
         first = stop
     return at

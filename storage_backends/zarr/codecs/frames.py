@@ -93,7 +93,7 @@ def find_frame(
     version = np.int64(byte_at(tail + 7))
     if version != VERSION:
         return version * LATER if version > VERSION else UNFIT
-    frame = first = begin = np.int64(0)
+    frame = first = begin = 0
     while frame < n_frames:
         items, size = entry_at(directory, frame)
         if first + items > item:
