@@ -189,6 +189,19 @@ def test_two_tables(name: str) -> None:
             assert not {"nan", "<NA>", "None"} & set(map(str, found["x"].cat.categories))
 
 
+@pytest.mark.parametrize("numbers", [[], [0, 3]])
+def test_categories_that_are_equal_as_numbers(numbers: list[int]) -> None:
+    """anndata.concat loses the second column."""
+    columns = [pd.Categorical(numbers, range(4)), pd.Categorical([False, True])]
+    frames = [
+        pd.DataFrame({"x": column}, index=names(f"c{i}-", len(column)))
+        for i, column in enumerate(columns)
+    ]
+    united = United([Frame(frame) for frame in frames])
+    assert frame_of(united.reader().read_all())["x"].tolist() == [*numbers, False, True]
+    assert bool(united.changes) == bool(numbers)
+
+
 #: Columns of any length, without what anndata and Arrow write otherwise as text.
 def _columns(n: int) -> st.SearchStrategy[Any]:
     def some(values: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
@@ -207,7 +220,8 @@ def _columns(n: int) -> st.SearchStrategy[Any]:
         some(maybe(st.booleans())).map(lambda v: pd.array(v, "boolean")),
         some(maybe(words)).map(lambda v: pd.Categorical(v, list("cab"))),
         some(maybe(words)).map(lambda v: pd.Categorical(v, list("cab"), ordered=True)),
-        some(maybe(st.integers(0, 3))).map(lambda v: pd.Categorical(v, range(4))),
+        # Neither 0 nor 1, which anndata takes for False and True, and loses.
+        some(maybe(st.integers(2, 5))).map(lambda v: pd.Categorical(v, range(2, 6))),
         some(maybe(st.booleans())).map(lambda v: pd.Categorical(v, [True, False])),
     )
 
