@@ -1,7 +1,8 @@
-"""Damaged headers of Parquet pages, which no checksum of the page covers."""
+"""Files of tables: their hashes, and damaged headers of pages, which no checksum covers."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +56,12 @@ def test_skipped_pages_of_tables_of_genes(path: Path) -> None:
             continue
         np.testing.assert_array_equal(found["value"], VALUES)
     assert refused
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 10, (1 << 22) + 1])
+def test_hashes_of_files_of_one_size(tmp_path: Path, size: int) -> None:
+    """Contents are compared with those of other files before they are hashed."""
+    first = np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes()
+    for content in (first, first, first[:-1] + b"x" * bool(size), first, bytes(size)):
+        (tmp_path / "x").write_bytes(content)
+        assert ParquetFile(str(tmp_path / "x"), {}).content == hashlib.sha256(content).digest()
