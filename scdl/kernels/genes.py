@@ -15,15 +15,13 @@ from numpy.typing import NDArray
 from scdl.kernels import lanes
 from scdl.kernels.lanes import LANES, map_lanes
 from scdl.kernels.rows import pointer_in, pointer_to
-from storage_backends.compute.jit import LINE, fetch_ahead, fetch_line, helper, kernel
+from storage_backends.compute.jit import LINE, Int, fetch_ahead, fetch_line, helper, kernel
 from storage_backends.compute.rowsort import count_bits
 
 #: Returned if a column id is out of range for its feature block.
 OUT_OF_RANGE = -1
 #: Returned if a row has two values of the same gene.
 REPEATED = -2
-#: int64 in compiled code; the static type differs between callers, so it is Any.
-Int = Any
 #: Constants to compute the bit and the word of a gene in a bitmap.
 _ONE, _LOW, _HIGH = np.uint64(1), np.uint64(63), np.uint64(6)
 

@@ -18,6 +18,8 @@ intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = extending.intrin
 #: ``numba.types.unliteral`` with type annotations.
 _unliteral: Callable[[Any], Any] = types.unliteral
 
+#: An integer of compiled code; the static type differs between callers, so it is Any.
+Int = Any
 #: Size of a cache line in bytes.
 LINE = 64
 #: Maximum bytes to prefetch; the hardware prefetcher recognises longer sequences.

@@ -17,9 +17,9 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import helper, kernel
+from storage_backends.compute.jit import Int, helper, kernel
 from storage_backends.zarr.codecs.blosc import leading_zeros
-from storage_backends.zarr.codecs.pcodec_head import ONE, Int
+from storage_backends.zarr.codecs.pcodec_head import ONE
 from storage_backends.zarr.codecs.profiles import ANS
 
 #: First byte of a chunk.

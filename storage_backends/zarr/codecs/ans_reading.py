@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import helper, kernel
+from storage_backends.compute.jit import Int, helper, kernel
 from storage_backends.directory.content import CHECKSUM_BYTES
 from storage_backends.zarr.codecs import bit_lanes
 from storage_backends.zarr.codecs.ans_format import (
@@ -38,7 +38,7 @@ from storage_backends.zarr.codecs.pcodec import (
     sum_up,
     sum_up_in_lanes,
 )
-from storage_backends.zarr.codecs.pcodec_head import BYTE, ONE, Int, bits
+from storage_backends.zarr.codecs.pcodec_head import BYTE, ONE, bits
 
 #: Bytes that decoding a batch may load.
 _BATCH_BYTES = BATCH * (STATE_BITS + 64) // 8 + bit_lanes.LOADED_BYTES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import helper, kernel
+from storage_backends.compute.jit import Int, helper, kernel
 from storage_backends.zarr.codecs.ans_format import (
     N_CODERS,
     N_STATES,
@@ -14,7 +14,7 @@ from storage_backends.zarr.codecs.ans_format import (
     spread,
 )
 from storage_backends.zarr.codecs.blosc import leading_zeros, word_at
-from storage_backends.zarr.codecs.pcodec_head import BYTE, ONE, Int
+from storage_backends.zarr.codecs.pcodec_head import BYTE, ONE
 
 #: Differences are summed around the middle of 16-bit numbers, as in pcodec.
 MIDDLE = 1 << 15

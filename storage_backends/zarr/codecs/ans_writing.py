@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import kernel
+from storage_backends.compute.jit import Int, kernel
 from storage_backends.zarr.codecs.ans_format import (
     BATCH,
     ESCAPE,
@@ -22,7 +22,7 @@ from storage_backends.zarr.codecs.ans_format import (
     spread,
     token_of,
 )
-from storage_backends.zarr.codecs.pcodec_head import BYTE, ONE, Int
+from storage_backends.zarr.codecs.pcodec_head import BYTE, ONE
 
 
 def encode(

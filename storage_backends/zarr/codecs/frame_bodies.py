@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import helper, intrinsic, kernel
+from storage_backends.compute.jit import Int, helper, intrinsic, kernel
 from storage_backends.zarr.codecs.blosc import byte_at, number_at, word_at
 from storage_backends.zarr.codecs.frame_format import (
     BLOCK,
@@ -23,7 +23,6 @@ from storage_backends.zarr.codecs.frame_format import (
     SIGNED,
     TABLE,
     WIDE,
-    Integer,
 )
 from storage_backends.zarr.codecs.frame_lanes import (
     MOST_BITS,
@@ -57,9 +56,7 @@ def _bits_of_double(typingctx: Any, number: Any) -> Any:
 
 
 @helper
-def _unpack(
-    address: Integer, width: Integer, out: NDArray[Any], first: Integer, n: Integer
-) -> None:
+def _unpack(address: Int, width: Int, out: NDArray[Any], first: Int, n: Int) -> None:
     """Unpack a block of `n` numbers of any width, from `first` on, one by one."""
     if width == 0:
         for k in range(n):
@@ -76,16 +73,14 @@ def _unpack(
 
 
 @helper
-def _width(address: Integer, block: Integer, is_wide: bool) -> Integer:
+def _width(address: Int, block: Int, is_wide: bool) -> Int:
     if is_wide:
         return np.int64(byte_at(address + block))
     return np.int64((byte_at(address + (block >> 1)) >> np.uint8(4 * (block & 1))) & np.uint8(15))
 
 
 @helper
-def _measure(
-    address: Integer, size: Integer, is_wide: bool, n: Integer, most: Integer
-) -> tuple[Integer, Integer]:
+def _measure(address: Int, size: Int, is_wide: bool, n: Int, most: Int) -> tuple[Int, Int]:
     """Address of the first block of packed numbers, and the largest width.
 
     The width is -1 if it is more than `most`, or if the numbers do not take all of `size` bytes.
@@ -106,7 +101,7 @@ def _measure(
 
 
 @helper
-def _item_at(address: Integer, itemsize: Integer, kind: Integer) -> Integer:
+def _item_at(address: Int, itemsize: Int, kind: Int) -> Int:
     """The bits of an item of at most eight bytes, extended to 64."""
     if itemsize == 0:
         return np.int64(0)
@@ -118,7 +113,7 @@ def _item_at(address: Integer, itemsize: Integer, kind: Integer) -> Integer:
 
 
 @helper
-def _limits(itemsize: Integer, kind: Integer) -> tuple[Integer, Integer]:
+def _limits(itemsize: Int, kind: Int) -> tuple[Int, Int]:
     """The least and the largest integer of a type; of floats those between which all are exact."""
     if kind == FLOAT:
         most = np.int64(1) << np.int64(53 if itemsize == 8 else 24)
@@ -129,7 +124,7 @@ def _limits(itemsize: Integer, kind: Integer) -> tuple[Integer, Integer]:
 
 
 @helper
-def _add(base: Integer, as_floats: bool, out: NDArray[Any], first: Integer, n: Integer) -> None:
+def _add(base: Int, as_floats: bool, out: NDArray[Any], first: Int, n: Int) -> None:
     """Add the base to numbers, and convert them to floats if these are wanted."""
     for k in range(np.uint64(first), np.uint64(first + n)):
         number = np.int64(out[k]) + base
@@ -143,7 +138,7 @@ def _add(base: Integer, as_floats: bool, out: NDArray[Any], first: Integer, n: I
 
 @helper
 def _put(
-    address: Integer, widths: Integer, is_wide: bool, base: Integer, as_floats: bool,
+    address: Int, widths: Int, is_wide: bool, base: Int, as_floats: bool,
     out: NDArray[Any],
 ) -> None:  # fmt: skip
     """Unpack measured numbers, add the base, and convert them to floats if these are wanted."""
@@ -162,7 +157,7 @@ def _put(
 
 
 @helper
-def _put_sums(address: Integer, widths: Integer, is_wide: bool, out: NDArray[Any]) -> Integer:
+def _put_sums(address: Int, widths: Int, is_wide: bool, out: NDArray[Any]) -> Int:
     """Sum up measured gaps; returns the last integer."""
     total = np.int64(-1)
     for block in range((len(out) + BLOCK - 1) // BLOCK):
@@ -181,8 +176,8 @@ def _put_sums(address: Integer, widths: Integer, is_wide: bool, out: NDArray[Any
 
 @helper
 def _put_within(
-    address: Integer, widths: Integer, is_wide: bool, largest: Integer, base: Integer,
-    itemsize: Integer, kind: Integer, out: NDArray[Any],
+    address: Int, widths: Int, is_wide: bool, largest: Int, base: Int,
+    itemsize: Int, kind: Int, out: NDArray[Any],
 ) -> bool:  # fmt: skip
     """As :func:`_put`, of numbers of a largest width; False if one does not fit the type."""
     least, most = _limits(itemsize, kind)
@@ -201,9 +196,7 @@ def _put_within(
 
 
 @helper
-def _look_up(
-    table: Integer, n_table: Integer, itemsize: Integer, kind: Integer, out: NDArray[Any]
-) -> bool:
+def _look_up(table: Int, n_table: Int, itemsize: Int, kind: Int, out: NDArray[Any]) -> bool:
     """Replace positions by the items of a table; False if one lies beyond it."""
     most = out.dtype.type(0)
     for k in range(len(out)):
@@ -222,12 +215,12 @@ def _look_up(
 
 @kernel
 def decode_frame(
-    address: Integer,
-    size: Integer,
-    itemsize: Integer,
-    kind: Integer,
+    address: Int,
+    size: Int,
+    itemsize: Int,
+    kind: Int,
     out: NDArray[Any],
-) -> Integer:
+) -> Int:
     """Decode a frame without its checksum to all of `out`.
 
     Parameters
@@ -251,7 +244,7 @@ def decode_frame(
         for k in range(len(out)):
             out[k] = _item_at(body + k * itemsize, itemsize, kind)
         return MIXED
-    n_table: Integer = 0
+    n_table: Int = 0
     widths, base, most = body, np.int64(0), bits
     if encoding == GAPS:
         most = min(bits, GAP_BITS)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from storage_backends.compute.device import cuda, device_function, device_kernel, lesser
+from storage_backends.compute.jit import Int
 from storage_backends.encoded import DeviceArray
 from storage_backends.zarr.codecs.frame_format import (
     BLOCK,
@@ -26,7 +27,6 @@ from storage_backends.zarr.codecs.frame_format import (
     SIGNED,
     TABLE,
     WIDE,
-    Integer,
 )
 from storage_backends.zarr.codecs.frame_gathering import (
     ITEMS,
@@ -46,7 +46,7 @@ _TOO_MANY = 1 << 20
 
 
 @device_function
-def _number(content: Any, bit: Integer, width: Integer) -> Any:
+def _number(content: Any, bit: Int, width: Int) -> Any:
     """The number of `width` bits, at most 64, from a bit of the content on; uint64."""
     first, shift = bit >> 3, bit & 7
     n_bytes = (shift + width + 7) >> 3
@@ -62,7 +62,7 @@ def _number(content: Any, bit: Integer, width: Integer) -> Any:
 
 
 @device_function
-def _width(content: Any, widths: Integer, block: Integer, is_wide: bool) -> Any:
+def _width(content: Any, widths: Int, block: Int, is_wide: bool) -> Any:
     """Bits of each number of a block."""
     if is_wide:
         return np.int64(content[widths + block])
@@ -70,7 +70,7 @@ def _width(content: Any, widths: Integer, block: Integer, is_wide: bool) -> Any:
 
 
 @device_function
-def _base(content: Any, at: Integer, n_bytes: Integer) -> Any:
+def _base(content: Any, at: Int, n_bytes: Int) -> Any:
     """A signed integer of at most eight bytes."""
     if n_bytes == 0:
         return np.int64(0)
@@ -80,7 +80,7 @@ def _base(content: Any, at: Integer, n_bytes: Integer) -> Any:
 
 
 @device_function
-def _least(itemsize: Integer, kind: Integer) -> Any:
+def _least(itemsize: Int, kind: Int) -> Any:
     """The least integer of a type; of floats the least of those that are all exact."""
     if kind == FLOAT:
         return -(np.int64(1) << (53 if itemsize == 8 else 24))
@@ -88,7 +88,7 @@ def _least(itemsize: Integer, kind: Integer) -> Any:
 
 
 @device_function
-def _most(itemsize: Integer, kind: Integer) -> Any:
+def _most(itemsize: Int, kind: Int) -> Any:
     """The largest integer of a type, likewise."""
     if kind == FLOAT:
         return np.int64(1) << (53 if itemsize == 8 else 24)
@@ -98,7 +98,7 @@ def _most(itemsize: Integer, kind: Integer) -> Any:
 
 @device_function
 def _put(
-    item: Integer, at: Integer, is_wanted: bool, is_integer: bool, below: Integer, mapping: Any,
+    item: Int, at: Int, is_wanted: bool, is_integer: bool, below: Int, mapping: Any,
     out: Any, bits: Any, problem: Any,
 ) -> None:  # fmt: skip
     """Write an integer, or the bits of an item; of ids that which it is mapped to."""
@@ -117,7 +117,7 @@ def _put(
 
 @device_kernel
 def _decode(
-    content: Any, table: Any, itemsize: Integer, kind: Integer, below: Integer, mapping: Any,
+    content: Any, table: Any, itemsize: Int, kind: Int, below: Int, mapping: Any,
     out: Any, bits: Any, problem: Any,
 ) -> None:  # fmt: skip
     begins = cuda.shared.array(_MOST_BLOCKS, np.int32)

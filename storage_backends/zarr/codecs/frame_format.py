@@ -11,11 +11,6 @@ and so can the numbers of a block.
 
 from __future__ import annotations
 
-from typing import Any
-
-#: An integer of compiled code, of any width.
-Integer = Any
-
 #: Near the end of a chunk, with the version, as a little-endian number.
 MAGIC, VERSION = 0x706373, 1
 TAIL_BYTES, ENTRY_BYTES, SUM_BYTES = 12, 4, 4

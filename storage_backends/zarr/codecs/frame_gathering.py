@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import kernel
+from storage_backends.compute.jit import Int, kernel
 from storage_backends.zarr.codecs.blosc import SOUND, byte_at, is_intact
-from storage_backends.zarr.codecs.frame_format import MOST_ITEMS, SUM_BYTES, Integer
+from storage_backends.zarr.codecs.frame_format import MOST_ITEMS, SUM_BYTES
 from storage_backends.zarr.codecs.frames import directory_at, entry_at, find_frame
 
 #: Columns of a table of frames: position and bytes of a frame in the content, without its checksum,
@@ -20,12 +20,12 @@ DAMAGED = -1
 
 @kernel
 def count_frames(
-    crc32c: Integer,
+    crc32c: Int,
     pieces: NDArray[np.int64],
     places: NDArray[np.int64],
-    n_items: Integer,
+    n_items: Int,
     found: NDArray[np.int64],
-) -> tuple[Integer, Integer]:
+) -> tuple[Int, Int]:
     """Number and bytes of the frames that pieces of chunks touch; DAMAGED instead of a number.
 
     Parameters
@@ -56,14 +56,14 @@ def count_frames(
 
 @kernel
 def copy_frames(
-    crc32c: Integer,
+    crc32c: Int,
     pieces: NDArray[np.int64],
     places: NDArray[np.int64],
     found: NDArray[np.int64],
     table: NDArray[np.int64],
     content: NDArray[np.uint8],
-    at: Integer,
-) -> Integer:
+    at: Int,
+) -> Int:
     """Check and copy counted frames; returns the end of the content, or DAMAGED.
 
     A frame that follows itself, since several rows share it, is copied once. Files may change while

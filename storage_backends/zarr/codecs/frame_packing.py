@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import helper, kernel
+from storage_backends.compute.jit import Int, helper, kernel
 from storage_backends.zarr.codecs.blosc import leading_zeros, put_word
-from storage_backends.zarr.codecs.frame_format import BLOCK, FLOAT, SIGNED, Integer
+from storage_backends.zarr.codecs.frame_format import BLOCK, FLOAT, SIGNED
 
 
 @kernel
@@ -22,7 +22,7 @@ def _copy(items: NDArray[Any], bits: NDArray[np.uint64]) -> None:
 
 
 @helper
-def load_bits(raw: NDArray[np.uint8], itemsize: Integer, bits: NDArray[np.uint64]) -> None:
+def load_bits(raw: NDArray[np.uint8], itemsize: Int, bits: NDArray[np.uint64]) -> None:
     """Read the bits of items."""
     if itemsize == 1:
         _copy(raw, bits)
@@ -49,7 +49,7 @@ def _integers(floats: NDArray[Any], numbers: NDArray[np.int64]) -> bool:
 
 
 @kernel
-def load(raw: NDArray[np.uint8], itemsize: Integer, kind: Integer,
+def load(raw: NDArray[np.uint8], itemsize: Int, kind: Int,
           numbers: NDArray[np.int64], bits: NDArray[np.uint64]) -> bool:  # fmt: skip
     """Read items as integers; False if these do not represent them bit by bit.
 
@@ -70,15 +70,13 @@ def load(raw: NDArray[np.uint8], itemsize: Integer, kind: Integer,
 
 
 @kernel
-def bit_length(number: Integer) -> Integer:
+def bit_length(number: Int) -> Int:
     """Bits of an unsigned number without leading zeros."""
     return 64 - np.int64(leading_zeros(np.uint64(number)))
 
 
 @helper
-def find_widths(
-    numbers: NDArray[np.uint64], n: Integer, widths: NDArray[np.uint8]
-) -> tuple[Integer, Integer]:
+def find_widths(numbers: NDArray[np.uint64], n: Int, widths: NDArray[np.uint8]) -> tuple[Int, Int]:
     """Find the widths of blocks; returns the bytes of packed numbers, and the largest width."""
     n_blocks = (n + BLOCK - 1) // BLOCK
     numbers[n : n_blocks * BLOCK] = 0
@@ -97,8 +95,8 @@ def find_widths(
 
 
 @kernel
-def pack(numbers: NDArray[np.uint64], n: Integer, widths: NDArray[np.uint8], wide: bool,
-          out: NDArray[np.uint8], at: Integer) -> Integer:  # fmt: skip
+def pack(numbers: NDArray[np.uint64], n: Int, widths: NDArray[np.uint8], wide: bool,
+          out: NDArray[np.uint8], at: Int) -> Int:  # fmt: skip
     """Write packed numbers, which zeros follow to the end of the last block.
 
     Returns the position after them.
@@ -126,9 +124,7 @@ def pack(numbers: NDArray[np.uint64], n: Integer, widths: NDArray[np.uint8], wid
 
 
 @kernel
-def _join(
-    numbers: NDArray[np.uint64], first: Integer, width: Integer, out: NDArray[np.uint64]
-) -> None:
+def _join(numbers: NDArray[np.uint64], first: Int, width: Int, out: NDArray[np.uint64]) -> None:
     """Join each four numbers of a block to one that is four times as wide."""
     w = np.uint64(width)
     for k in range(len(out)):
@@ -139,9 +135,7 @@ def _join(
 
 
 @kernel
-def _put_numbers(
-    numbers: NDArray[np.uint64], width: Integer, out: NDArray[np.uint8], at: Integer
-) -> None:
+def _put_numbers(numbers: NDArray[np.uint64], width: Int, out: NDArray[np.uint8], at: Int) -> None:
     """Write numbers of a width one after the other."""
     word, filled = np.uint64(0), np.int64(0)
     for k in range(len(numbers)):

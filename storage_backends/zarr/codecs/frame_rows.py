@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import fetch_to_write, kernel
+from storage_backends.compute.jit import Int, fetch_to_write, kernel
 from storage_backends.compute.rowsort import sort_row
 from storage_backends.zarr.codecs.blosc import SOUND
-from storage_backends.zarr.codecs.frame_format import Integer
 from storage_backends.zarr.codecs.frames import (
     FRAMES_AHEAD,
     TAILS_AHEAD,
@@ -31,11 +30,11 @@ def cut_rows(
     starts: NDArray[np.int64],
     stops: NDArray[np.int64],
     row_targets: NDArray[np.int64],
-    chunk_length: Integer,
+    chunk_length: Int,
     bounds: NDArray[np.int64],
     pieces: NDArray[np.int64],
     distinct: NDArray[np.int64],
-) -> Integer:
+) -> Int:
     """Cut rows at the edges of chunks; returns the number of distinct chunks.
 
     Parameters
@@ -76,20 +75,20 @@ def cut_rows(
 
 @kernel
 def decode_rows(
-    crc32c: Integer,
-    first: Integer,
-    last: Integer,
+    crc32c: Int,
+    first: Int,
+    last: Int,
     bounds: NDArray[np.int64],
     pieces: NDArray[np.int64],
-    n_items: Integer,
+    n_items: Int,
     places: NDArray[np.int64],
     types: NDArray[np.int64],
-    below: Integer,
+    below: Int,
     mapping: NDArray[np.uint32],
-    n_columns: Integer,
+    n_columns: Int,
     data: NDArray[Any],
     indices: NDArray[Any],
-) -> Integer:
+) -> Int:
     """Decode rows `first` to `last`.
 
     Parameters
@@ -130,7 +129,7 @@ def decode_rows(
             )  # fmt: skip
             if problem != SOUND:
                 return DAMAGED
-    longest: Integer = 0
+    longest: Int = 0
     for row in range(first, last):
         length = 0
         for piece in range(bounds[row], bounds[row + 1]):
@@ -145,9 +144,9 @@ def decode_rows(
     for row in range(first, last):
         n_row = 0
         for piece in range(bounds[row], bounds[row + 1]):
-            at: Integer = piece - begin
+            at: Int = piece - begin
             chunk, source = pieces[0, piece], pieces[1, piece]
-            ahead: Integer = min(at + FRAMES_AHEAD, n - 1)
+            ahead: Int = min(at + FRAMES_AHEAD, n - 1)
             later = pieces[0, begin + ahead]
             fetch_frame(places[2, later], places[3, later], found, 2 * ahead + 1)
             fetch_frame(places[0, later], places[1, later], found, 2 * ahead)

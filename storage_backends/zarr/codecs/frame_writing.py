@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import helper, kernel
+from storage_backends.compute.jit import Int, helper, kernel
 from storage_backends.zarr.codecs.blosc import CRC32C, crc32c_at
 from storage_backends.zarr.codecs.frame_format import (
     BLOCK,
@@ -24,7 +24,6 @@ from storage_backends.zarr.codecs.frame_format import (
     TAIL_BYTES,
     VERSION,
     WIDE,
-    Integer,
 )
 from storage_backends.zarr.codecs.frame_packing import (
     bit_length,
@@ -80,9 +79,9 @@ def encode_chunks(
 
 @helper
 def _find_edges(
-    ends: NDArray[np.int64], first: Integer, start: Integer, stop: Integer,
+    ends: NDArray[np.int64], first: Int, start: Int, stop: Int,
     edges: NDArray[np.int64],
-) -> tuple[Integer, Integer]:  # fmt: skip
+) -> tuple[Int, Int]:  # fmt: skip
     """Find the ends of the frames of a chunk, from those of rows from `first` on.
 
     Returns the number of frames, and of the first end that is not before the end of the chunk.
@@ -104,7 +103,7 @@ def _find_edges(
 
 
 @helper
-def _place_of(item: np.uint64, slots: NDArray[np.int16], distinct: NDArray[np.uint64]) -> Integer:
+def _place_of(item: np.uint64, slots: NDArray[np.int16], distinct: NDArray[np.uint64]) -> Int:
     """The slot of a distinct item, or the free one for it."""
     at = np.int64((item * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(51))
     while slots[at] >= 0 and distinct[slots[at]] != item:
@@ -118,7 +117,7 @@ def _find_table(
     slots: NDArray[np.int16],
     distinct: NDArray[np.uint64],
     places: NDArray[np.uint64],
-) -> Integer:
+) -> Int:
     """Find the distinct items, in ascending order of their bits; 0 if they are too many.
 
     `places` gets the place of each item among them.
@@ -143,7 +142,7 @@ def _find_table(
 
 
 @kernel
-def _put(word: np.uint64, n_bytes: Integer, out: NDArray[np.uint8], at: Integer) -> Integer:
+def _put(word: np.uint64, n_bytes: Int, out: NDArray[np.uint8], at: Int) -> Int:
     for k in range(n_bytes):
         out[at + k] = (word >> np.uint64(8 * k)) & np.uint64(0xFF)
     return at + n_bytes
@@ -167,16 +166,16 @@ def _find_gaps(items: NDArray[np.int64], gaps: NDArray[np.uint64]) -> bool:
 
 @kernel
 def _encode(
-    crc32c: Integer,
+    crc32c: Int,
     raw: NDArray[np.uint8],
-    itemsize: Integer,
-    kind: Integer,
-    n: Integer,
-    chunk_items: Integer,
+    itemsize: Int,
+    kind: Int,
+    n: Int,
+    chunk_items: Int,
     ends: NDArray[np.int64],
     sizes: NDArray[np.int64],
     out: NDArray[np.uint8],
-) -> Integer:
+) -> Int:
     """Write chunks, and note the size of each; returns the size of all."""
     edges = np.empty(min(n, chunk_items) // _LEAST_ITEMS + 2, np.int64)
     directory = np.empty((len(edges), 2), np.uint16)
@@ -199,16 +198,16 @@ def _encode(
 
 @helper
 def _write_frames(
-    crc32c: Integer,
+    crc32c: Int,
     raw: NDArray[np.uint8],
-    itemsize: Integer,
-    kind_of_items: Integer,
-    first: Integer,
+    itemsize: Int,
+    kind_of_items: Int,
+    first: Int,
     edges: NDArray[np.int64],
     directory: NDArray[np.uint16],
     out: NDArray[np.uint8],
-    at: Integer,
-) -> Integer:
+    at: Int,
+) -> Int:
     """Write the frames of a chunk whose items begin at `first`; returns the position after them.
 
     Each frame has the kind that takes the fewest bytes. The directory gets the items and bytes of

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import LINE, fetch_ahead, fetch_line, helper, kernel
+from storage_backends.compute.jit import LINE, Int, fetch_ahead, fetch_line, helper, kernel
 from storage_backends.zarr.codecs.blosc import LATER, SOUND, UNFIT, byte_at, is_intact, number_at
 from storage_backends.zarr.codecs.frame_bodies import decode_frame
 from storage_backends.zarr.codecs.frame_format import (
@@ -23,7 +23,6 @@ from storage_backends.zarr.codecs.frame_format import (
     SUM_BYTES,
     TAIL_BYTES,
     VERSION,
-    Integer,
 )
 from storage_backends.zarr.plan import Bound
 
@@ -32,14 +31,14 @@ TAILS_AHEAD, FRAMES_AHEAD = 8, 2
 
 
 @helper
-def entry_at(directory: Integer, frame: Integer) -> tuple[Integer, Integer]:
+def entry_at(directory: Int, frame: Int) -> tuple[Int, Int]:
     """Items and bytes of a frame."""
     entry = number_at(directory + ENTRY_BYTES * frame)
     return np.int64(entry & np.uint32(0xFFFF)), np.int64(entry >> np.uint32(16))
 
 
 @helper
-def directory_at(address: Integer, length: Integer) -> tuple[Integer, Integer]:
+def directory_at(address: Int, length: Int) -> tuple[Int, Int]:
     """Address of the directory of a chunk with a checked tail, and its number of frames."""
     tail = address + length - TAIL_BYTES
     n_frames = np.int64(number_at(tail))
@@ -47,9 +46,7 @@ def directory_at(address: Integer, length: Integer) -> tuple[Integer, Integer]:
 
 
 @helper
-def bounded(
-    items: NDArray[Any], largest: Integer, below: Integer, mapping: NDArray[np.uint32]
-) -> bool:
+def bounded(items: NDArray[Any], largest: Int, below: Int, mapping: NDArray[np.uint32]) -> bool:
     """Replace ids by those of a mapping, if there is one; False if an id is out of bounds.
 
     `largest` is that of ascending ids, or MIXED.
@@ -67,7 +64,7 @@ def bounded(
 
 
 @helper
-def fetch_tail(address: Integer, length: Integer) -> None:
+def fetch_tail(address: Int, length: Int) -> None:
     """Prefetch the directory of a chunk."""
     fetch_line(address + length - TAIL_BYTES)
     fetch_line(address + length - TAIL_BYTES - LINE)
@@ -75,9 +72,9 @@ def fetch_tail(address: Integer, length: Integer) -> None:
 
 @helper
 def find_frame(
-    crc32c: Integer, address: Integer, length: Integer, n_items: Integer, item: Integer,
-    found: NDArray[np.int64], k: Integer,
-) -> Integer:  # fmt: skip
+    crc32c: Int, address: Int, length: Int, n_items: Int, item: Int,
+    found: NDArray[np.int64], k: Int,
+) -> Int:  # fmt: skip
     """Check the tail of a chunk, and find the frame of an item.
 
     Returns SOUND, or the value to add to the position of the chunk. Row `k` of `found` gets the
@@ -107,7 +104,7 @@ def find_frame(
 
 
 @helper
-def fetch_frame(address: Integer, length: Integer, found: NDArray[np.int64], k: Integer) -> None:
+def fetch_frame(address: Int, length: Int, found: NDArray[np.int64], k: Int) -> None:
     """Prefetch a frame that was found."""
     directory, n_frames = directory_at(address, length)
     if found[k, 0] < n_frames:
@@ -116,16 +113,16 @@ def fetch_frame(address: Integer, length: Integer, found: NDArray[np.int64], k: 
 
 @helper
 def decode_items(
-    crc32c: Integer,
-    address: Integer,
-    length: Integer,
+    crc32c: Int,
+    address: Int,
+    length: Int,
     found: NDArray[np.int64],
-    k: Integer,
-    start: Integer,
-    itemsize: Integer,
-    kind: Integer,
+    k: Int,
+    start: Int,
+    itemsize: Int,
+    kind: Int,
     out: NDArray[Any],
-) -> tuple[Integer, Integer]:
+) -> tuple[Int, Int]:
     """Decode the items of a chunk from `start` on, as many as `out` takes.
 
     Parameters
@@ -141,7 +138,7 @@ def decode_items(
     """
     directory, n_frames = directory_at(address, length)
     frame, first, begin = found[k, 0], found[k, 1], found[k, 2]
-    largest: Integer = np.int64(0)
+    largest: Int = np.int64(0)
     stop = start + len(out)
     at = start
     while at < stop:
@@ -173,19 +170,19 @@ def decode_items(
 
 @kernel
 def place_frames(
-    crc32c: Integer,
+    crc32c: Int,
     addresses: NDArray[np.int64],
     lengths: NDArray[np.int64],
     bounds: NDArray[np.int64],
     sources: NDArray[np.int64],
     targets: NDArray[np.int64],
     counts: NDArray[np.int64],
-    n_items: Integer,
-    itemsize: Integer,
-    kind: Integer,
+    n_items: Int,
+    itemsize: Int,
+    kind: Int,
     bound: Bound,
     out: NDArray[Any],
-) -> Integer:
+) -> Int:
     """Decode the frames that pieces of chunks touch, and no others, into `out`.
 
     Parameters

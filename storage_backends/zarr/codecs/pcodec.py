@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import helper, kernel
+from storage_backends.compute.jit import Int, helper, kernel
 from storage_backends.directory.content import CHECKSUM_BYTES, Content
 from storage_backends.zarr.codecs import bit_lanes
 from storage_backends.zarr.codecs.bit_lanes import LANES
@@ -24,7 +24,6 @@ from storage_backends.zarr.codecs.pcodec_head import (
     BATCH_BYTES,
     BYTE,
     ONE,
-    Int,
     Scratch,
     bits,
     read_head,

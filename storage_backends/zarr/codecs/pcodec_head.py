@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import helper
+from storage_backends.compute.jit import Int, helper
 from storage_backends.zarr.codecs import bit_lanes
 from storage_backends.zarr.codecs.blosc import UNFIT, UNKNOWN, byte_at, leading_zeros, word_at
 
@@ -21,8 +21,6 @@ BATCH = 256
 BATCH_BYTES = BATCH * (14 + 16) // 8 + bit_lanes.LOADED_BYTES
 _MOST_STATES = 1 << 14
 
-#: int64 in compiled code; the static type differs between callers, so it is Any.
-Int = Any
 
 ONE = np.uint64(1)
 BYTE = np.uint64(0xFF)

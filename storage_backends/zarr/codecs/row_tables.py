@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_backends.compute.jit import helper, kernel
+from storage_backends.compute.jit import Int, helper, kernel
 from storage_backends.directory.content import CHECKSUM_BYTES, Content, checksum
 from storage_backends.zarr.codecs import blosc as native
 from storage_backends.zarr.codecs.ans_reading import number_in_sevens
 from storage_backends.zarr.codecs.ans_writing import in_sevens, rows_of
 from storage_backends.zarr.codecs.blosc import LATER, SOUND, UNFIT, byte_at, is_intact
 from storage_backends.zarr.codecs.chunk_errors import DamagedChunkError, check
-from storage_backends.zarr.codecs.pcodec_head import Int
 from storage_backends.zarr.codecs.profiles import OF
 
 #: First byte of a chunk.
