@@ -37,5 +37,10 @@ def together(function: Callable[[_T], Steps[None] | object], items: Iterable[_T]
     """
     found = [function(item) for item in items]
     running = [one for one in found if isinstance(one, Generator)]
-    while running:
-        running = [one for one in running if next(one, _END) is not _END]
+    try:
+        while running:
+            running = [one for one in running if next(one, _END) is not _END]
+    finally:
+        # After an error the others would keep archives open as long as its traceback exists.
+        for one in running:
+            one.close()

@@ -122,17 +122,21 @@ def for_each_file(
     for start in range(0, len(items), _FILES_AT_ONCE):
         part = items[start : start + _FILES_AT_ONCE]
         began = time.perf_counter(), time.thread_time()
-        work(part[:_FIRST_FILES])
+        for few in _split(part[:_FIRST_FILES], at_once):
+            work(few)
         seconds, computed = time.perf_counter() - began[0], time.thread_time() - began[1]
-        waits, rest = seconds > 2 * computed, part[_FIRST_FILES:]
-        # Threads work on fewer items together, so that they end at about the same time.
-        n = max(1, min(at_once, len(rest) // (4 * n_threads()))) if waits else at_once
-        several = [rest[first : first + n] for first in range(0, len(rest), n)]
-        if waits:
-            for_each(work, several)
-        else:
-            for few in several:
-                work(few)
+        rest = part[_FIRST_FILES:]
+        if seconds > 2 * computed:
+            # Threads work on fewer items together, so that they end at about the same time.
+            for_each(work, _split(rest, max(1, min(at_once, len(rest) // (4 * n_threads())))))
+            continue
+        for few in _split(rest, at_once):
+            work(few)
+
+
+def _split(items: Sequence[_T], n: int) -> list[Sequence[_T]]:
+    """Items in groups of `n`; the last may have fewer."""
+    return [items[first : first + n] for first in range(0, len(items), n)]
 
 
 @contextmanager

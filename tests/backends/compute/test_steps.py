@@ -55,6 +55,8 @@ def test_an_error_ends_the_steps_of_all() -> None:
         finally:
             ended.append(item)
 
-    with pytest.raises(OSError, match="1 is damaged"):
+    # The error is kept, and with it the frames of its traceback.
+    with pytest.raises(OSError, match="1 is damaged") as error:
         steps.together(work, range(3))
     assert sorted(ended) == [0, 1, 2]
+    assert error.value.__traceback__

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from storage_backends.compute import threads
+from storage_backends.compute import steps, threads
 
 
 class Clocks:
@@ -42,6 +42,26 @@ def test_files_are_read_in_threads_that_would_wait(
     assert (len({thread for _, thread in done}) > 1) == waits
     first = [item for item, _ in done[:4]]
     assert first == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 16])
+def test_no_more_files_are_read_together_than_allowed(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    clocks = Clocks(0.9)
+    monkeypatch.setattr(threads, "time", clocks)
+    together = most = 0
+
+    def read(item: int) -> steps.Steps[None]:
+        nonlocal together, most
+        clocks.n_items += 1
+        together += 1
+        most = max(most, together)
+        yield
+        together -= 1
+
+    threads.for_each_file(read, range(300), at_once)
+    assert most == at_once
 
 
 @pytest.mark.parametrize("computed", [0.9, 0.1])
