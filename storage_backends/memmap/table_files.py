@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from storage_backends.compute import steps
 from storage_backends.compute.caching import cached_property
 from storage_backends.directory import files as archive_files
 from storage_backends.directory.mapped_file import MappedFile
-from storage_backends.errors import COPY_AGAIN, ArchiveChangedError, ArchiveFormatError
+from storage_backends.errors import COPY_AGAIN, ArchiveChangedError, ArchiveFormatError, ScdlError
 from storage_backends.memmap import features, layout
 
 if TYPE_CHECKING:
@@ -169,9 +170,8 @@ class OnlyTables:
 
     def table_schema(self, name: str, /) -> pa.Schema:
         """Names and types of the columns of a table."""
-        schema = self._table(name).schema
-        self._check_current()
-        return schema
+        with self._current():
+            return self._table(name).schema
 
     def read_table(self, name: str, /, columns: Sequence[str] | None = None) -> pa.Table:
         """Some or all columns of a table; ArchiveChangedError if the archive was replaced."""
@@ -179,17 +179,25 @@ class OnlyTables:
 
     def reading(self, name: str, /, columns: Sequence[str] | None = None) -> Steps[pa.Table]:
         """As :meth:`read_table`, in steps."""
-        table = self._table(name)
-        yield
-        found = yield from table.reading(columns, 0, None)
-        self._check_current()
-        return found
+        with self._current():
+            table = self._table(name)
+            yield
+            return (yield from table.reading(columns, 0, None))
 
     def table_fingerprint(self, name: str, /) -> str:
         """Hash of the files of a table."""
-        fingerprint = self._table(name).fingerprint
+        with self._current():
+            return self._table(name).fingerprint
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Raise ArchiveChangedError if the archive was replaced, whatever else this led to."""
+        try:
+            yield
+        except (ScdlError, ValueError):
+            self._check_current()
+            raise
         self._check_current()
-        return fingerprint
 
     def _check_current(self) -> None:
         if not self._is_current():

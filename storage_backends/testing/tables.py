@@ -112,6 +112,25 @@ class TableTests(BackendHarness):
             with pytest.raises(errors.ArchiveChangedError):
                 tables.read_table("obs")
 
+    @pytest.mark.parametrize("has_obs", [True, False])
+    def test_tables_of_an_archive_that_is_replaced(self, path: str, has_obs: bool) -> None:
+        """The error says so, whatever is missing from, or does not fit to the other archive."""
+        contents, other = small_archive(), small_archive(7)
+        if not has_obs:
+            other = Contents(other.arrays, {"var/0": other.tables["var/0"]}, other.attrs)
+        real, lengths = os.path.realpath(path), (60, len(contents.arrays["data"]))
+        for n_steps in range(3):
+            fingerprint = self.write(path, contents, replace=True).fingerprint
+            opened = fingerprint and self.backend.store.open_tables(real, fingerprint, *lengths)
+            if not opened:
+                pytest.skip("the backend does not open tables alone")
+            reading = opened.reading("obs")
+            if len([*zip(range(n_steps), reading, strict=False)]) < n_steps:
+                return
+            self.write(path, other, replace=True)
+            with pytest.raises(errors.ArchiveChangedError, match="open it again"):
+                result(reading)
+
     @pytest.mark.parametrize("batch", [0, 1, 17, 1000])
     def test_stream(self, path: str, batch: int) -> None:
         obs = every_type(60) if batch else every_type(0).select(["_index", "string", "bool"])
