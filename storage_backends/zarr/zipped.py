@@ -171,12 +171,14 @@ class ZippedFiles:
     def fetch(pieces: Pieces) -> Content:
         """The bytes of pieces; ArchiveFormatError if a file ends before a piece does."""
         files = [owner.read(key) for owner, key in pieces.files]
-        sizes = np.array([0 if file is None else len(file) for file in files])[pieces.file]
+        lengths = [0 if file is None else len(file) for file in files]
+        sizes = np.array(lengths, np.int64)[pieces.file]
         beyond = (pieces.offset > sizes) | (pieces.length > sizes - pieces.offset)
         if beyond.any():
             owner, key = pieces.files[pieces.file[beyond.argmax()]]
             raise owner._damaged(key)
-        starts = np.array([0 if file is None else file.ctypes.data for file in files])
+        addresses = [0 if file is None else file.ctypes.data for file in files]
+        starts = np.array(addresses, np.int64)
         return Content(starts[pieces.file] + pieces.offset, pieces.length, files)
 
     @staticmethod

@@ -22,6 +22,9 @@ from storage_backends.zarr.chunks.spans import FILE_NUMBERS, PAGE_BITS, RemoteFi
 #: pages are kept in a local directory, as each is then fetched only once.
 PAGE_BYTES, CACHED_PAGE_BYTES = 1 << 12, 1 << 14
 
+#: Bytes of a piece of which it is not doubted that the file has them.
+_PLAUSIBLE = 1 << 26
+
 _free = asyncio.Semaphore(fetch_queue.CONCURRENCY)
 
 
@@ -144,17 +147,31 @@ def _joined(following: Sequence[Span], pieces: Pieces, i: int) -> NDArray[np.uin
             break
         parts.append(span.part(at, stop))
         at += len(parts[-1])
-    if at < stop:
-        raise ArchiveFormatError(
-            f"{owner.url}: the file {key} is truncated or missing; {COPY_AGAIN}"
-        )
+    if not parts or at < stop:
+        raise _truncated(owner, key)
     return np.concatenate(parts)
+
+
+def _truncated(owner: RemoteFiles, key: str) -> ArchiveFormatError:
+    return ArchiveFormatError(f"{owner.url}: the file {key} is truncated or missing; {COPY_AGAIN}")
+
+
+def _check_plausible(pieces: Pieces) -> None:
+    """Raise ArchiveFormatError if files do not have long or distant pieces that an index claims."""
+    most = PAGE_BYTES << PAGE_BITS
+    is_doubtful = (pieces.length > _PLAUSIBLE) | (pieces.offset > most - _PLAUSIBLE)
+    for i in np.flatnonzero(is_doubtful).tolist():
+        owner, key = pieces.files[pieces.file[i]]
+        stop = int(pieces.offset[i]) + int(pieces.length[i])
+        if stop > most or not len(owner.read(key, stop - 1, stop)):
+            raise _truncated(owner, key)
 
 
 def _pages(
     pieces: Pieces,
 ) -> tuple[dict[int, RemoteFile], NDArray[np.int64], NDArray[np.int64]]:
     """The files of pieces by their numbers, and first and last page of each piece."""
+    _check_plausible(pieces)
     files = [owner.file(key) for owner, key in pieces.files]
     pairs = [(file.source.page_bytes, file.first_page) for file in files]
     page_bytes, base = np.array(pairs, np.int64).reshape(-1, 2)[pieces.file].T

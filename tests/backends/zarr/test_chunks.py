@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import twins
 import zarr
 from budget import sample
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import csr_rows
 from zarr.core.buffer import cpu
@@ -35,6 +36,7 @@ from storage_backends.zarr.codecs.profiles import DRAFT, PROFILES, Profile
 from storage_backends.zarr.layout import ignore_zarr_warnings
 from storage_backends.zarr.nodes import Node, array_of
 from storage_backends.zarr.plan import Bound
+from storage_backends.zarr.zipped import ZippedFiles
 
 DTYPES = ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"]
 SMALL = {name: Profile(64, p.compressor, p.by_detection, p.portable)
@@ -208,13 +210,39 @@ def test_pieces_of_remote_files(
     assert not any(reference() for reference in of_files)
 
 
-def test_pieces_after_the_end_of_a_remote_file():
-    store = MemoryStore({"f": cpu.Buffer.from_bytes(bytes(20_000))})
+#: Numbers of any size, up to what the index of a shard can claim.
+claims = st.integers(0, 63).flatmap(lambda bits: st.integers(2**bits // 2, 2**bits - 1))
+
+
+@given(start=claims, n=claims.filter(bool), k=st.integers(0, 1))
+@example(19_990, 11, 0)
+@example(0, 20_001, 1)
+@example(16_384, 5_000, 0)
+@example(2**26 + 1, 0, 0)
+@example(2**52, 1, 0)
+@example(0, 2**40, 1)
+def test_pieces_after_the_end_of_a_remote_file(start, n, k):
+    content = [bytes([i + 1]) * 20_000 for i in range(2)]
+    store = MemoryStore({f"f{i}": cpu.Buffer.from_bytes(one) for i, one in enumerate(content)})
     files = RemoteFiles(store, "memory://")
-    for start, n in ((19_990, 11), (0, 20_001), (16_384, 5_000)):
-        wanted = Pieces([(files, "f")], np.array([0]), np.array([start]), np.array([n]))
-        with pytest.raises(ArchiveFormatError, match="truncated"):
+    wanted = Pieces([(files, "f0"), (files, "f1")], np.array([k]), np.array([start]), np.array([n]))
+    if start + n > 20_000:
+        with pytest.raises(ArchiveFormatError, match=f"the file f{k} is truncated"):
             files.fetch(wanted)
+    else:
+        assert [*files.fetch(wanted).copies()] == [content[k][start : start + n]]
+
+
+def test_no_pieces_have_places_of_one_type(tmp_path):
+    """Other types would compile kernels once more."""
+    path = str(tmp_path / "a.zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("zarr.json", "{}")
+    none = np.empty(0, np.int64)
+    readers = LocalFiles(str(tmp_path)), ZippedFiles(path), RemoteFiles(MemoryStore(), "memory://")
+    for files in readers:
+        found = files.fetch(Pieces([], none, none, none))
+        assert found.addresses.dtype == found.lengths.dtype == np.int64
 
 
 # -- arrays --------------------------------------------------------------------------------
