@@ -22,17 +22,16 @@ _URL = re.compile(rf"{_SCHEME}(::{_SCHEME})*://|{RAM}")
 #: A URL whose double slash ``pathlib`` has collapsed.
 _FLATTENED = re.compile(r"(s3|gs|gcs|az|abfs|https?|ftp|sftp|memory):/[^/]")
 
-_WRITE = "write it to a file first, with {}, and give the path of the file"
 _HDF5 = "give the path of the file, not the open file"
 _ZARR = "give the path of the store, not the open store"
 _OPEN = "it is already open; give the path of its archive, such as data_path"
-_TABLE = "convert it to an anndata.AnnData and " + _WRITE.format("adata.write_h5ad(file)")
+_TABLE = "make it an anndata.AnnData, and convert that with scdl.convert(adata, path)"
 _FILE = "give its path, not the open file"
 #: Advice for objects of other types, by package, or by package and class.
 _ADVICE = {
     "anndata": "convert it first, with scdl.convert(adata, path), and give the path",
     "mudata": "convert it first, with scdl.convert(mdata, path, modality=NAME), and give the path",
-    "spatialdata": _WRITE.format("sdata.tables['NAME of one table'].write_h5ad(file)"),
+    "spatialdata": "convert one of its tables, with scdl.convert(sdata.tables[NAME], path)",
     "h5py": _HDF5,
     "tables": _HDF5,
     "zarr": _ZARR,

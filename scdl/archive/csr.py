@@ -87,8 +87,9 @@ def positions(rows: Rows, n_obs: int) -> NDArray[np.int64]:
         selected = selected.astype(np.int64)
     if selected.dtype.kind not in "iu" or selected.ndim > 1:
         raise RowIndexError(
-            f"rows must be integers, a slice or a mask, not {selected.dtype} "
-            f"of {selected.ndim} dimensions"
+            f"rows must be integers, a slice or a mask without missing values, not "
+            f"{selected.dtype} of {selected.ndim} dimensions; data.where(condition) gives the rows "
+            "of a condition on obs"
         )
     least, most = (int(selected.min()), int(selected.max())) if len(selected) else (0, -1)
     if least < -n_obs or most >= n_obs:

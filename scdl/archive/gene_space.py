@@ -198,7 +198,10 @@ def _vocabulary(genes: Genes, blocks: Sequence[BlockGenes]) -> pa.Array:
         return names
     if isinstance(genes, str | os.PathLike):
         genes = _read_genes(path_of(genes))
-    names = pa.array([str(gene) for gene in genes], pa.large_string())
+    ids = list(genes)
+    if any(isinstance(gene, bool | np.bool_) for gene in ids):
+        raise GeneError("genes= lists ids, found a mask; pass the ids, as in data.var_names[mask]")
+    names = pa.array([str(gene) for gene in ids], pa.large_string())
     if len(names) == 0:
         raise GeneError("the list of genes is empty")
     counts = pc.value_counts(names)

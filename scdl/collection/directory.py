@@ -127,7 +127,7 @@ def convert_directory(
     GeneError, GeneListNotFoundError
         The files are shuffled, and cannot be mapped to one gene space.
     ClusterError
-        The workers of the cluster write to another file system.
+        The workers of the cluster write to another file system, or its client is closed.
 
     Examples
     --------

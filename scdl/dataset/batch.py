@@ -94,6 +94,11 @@ class CellBatch(summary.Summarized):
 
     def __getitem__(self, cells: slice) -> CellBatch:
         """Consecutive cells as a batch, whose arrays are views of this batch's arrays."""
+        if not isinstance(cells, slice):
+            # No IndexError, which would end a loop over the batch without a word.
+            raise OptionError(
+                f"a batch is indexed by slices, such as batch[3:4] for one cell, not {cells!r:.200}"
+            )
         start, stop, step = cells.indices(len(self))
         if step != 1:
             raise OptionError(f"slices of a batch must have step 1, not {step}")

@@ -24,7 +24,7 @@ def as_cells(given: object) -> CellReader:
     elif kind.startswith("zarr."):
         advice = "open the path of its store with scdl.open(path)"
     elif kind.startswith("anndata."):
-        advice = "write it to a file, convert that with scdl.convert, and open the archive"
+        advice = "convert it with scdl.convert(adata, path), and open the archive"
     else:
         advice = "open an archive with scdl.open(path)"
     raise DatasetTypeError(f"expected a dataset or a collection, not {kind}; {advice}")

@@ -270,8 +270,10 @@ def choose_matrix(path: str, kind: str, name: str | None, available: Sequence[st
     """
     chosen = name or ("raw/X" if "raw/X" in available else "X")
     if chosen not in available:
+        advice = "; choose one with matrix= (--matrix)" if available and name is None else ""
         raise SourceError(
-            f"{path}: there is no matrix {chosen}; the {kind} has: {', '.join(available) or 'none'}"
+            f"{path}: there is no matrix {chosen}; the {kind} has: "
+            f"{', '.join(available) or 'none'}{advice}"
         )
     return chosen
 

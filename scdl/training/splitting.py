@@ -41,8 +41,9 @@ def split(
     by
         Column of obs, such as the donor, or several; each value (or combination of values) is in
         one part only. Groups are drawn in random order, and each is assigned to the part that
-        lacks most cells. Without `fractions` and `held_out`, each value is a part, named by it;
-        cells without a value are in no part. Default: cells are drawn one by one.
+        lacks most cells; cells without a value are a group. Without `fractions` and `held_out`,
+        each value is a part, named by it, and cells without a value are in no part. Default: cells
+        are drawn one by one.
     stratify
         Column of obs, or several; each part gets its share of the cells of every value (or
         combination of values). With `by`, all cells of a group must have the same value.

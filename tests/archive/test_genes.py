@@ -179,10 +179,12 @@ class TestPolicies:
         [
             ([], "empty"),
             (["g1", "g1"], "'g1' more than once"),
+            ([True, False], "found a mask"),
+            (np.ones(4, bool), "found a mask"),
             (["a", "b"], "none of the requested genes.* is in .*gene_column"),
         ],
     )
-    def test_lists_that_cannot_be(self, cells: Any, genes: list[str], message: str) -> None:
+    def test_lists_that_cannot_be(self, cells: Any, genes: Any, message: str) -> None:
         with pytest.raises(GeneError, match=message):
             cells.select_genes(genes, missing="zero")
 

@@ -24,7 +24,7 @@ from reading import assert_same
 from sources import names, random_cells, write_h5ad
 
 import scdl
-from scdl.errors import ArchiveFormatError
+from scdl.errors import ArchiveFormatError, OptionError
 from storage_backends import registry
 from storage_backends.testing.archives import small_archive
 
@@ -349,6 +349,14 @@ class TestReadRows:
         assert cut.obs["age"].tolist() == rows[part].tolist()
         np.testing.assert_array_equal(cut.obsm["X_pca"], VECTORS[rows[part]])
 
+    @pytest.mark.parametrize("index", [0, -1, [0], np.arange(2), "age"])
+    def test_a_batch_is_only_sliced(self, ds: Any, index: Any) -> None:
+        batch = ds.read_rows([5, 2])
+        with pytest.raises(OptionError, match="indexed by slices"):
+            batch[index]
+        with pytest.raises(OptionError, match="indexed by slices"):
+            list(batch)
+
     @pytest.mark.parametrize(
         "rows",
         [N_OBS, -N_OBS - 1, [0, N_OBS], [-N_OBS - 1], np.array([N_OBS]), np.uint64(2**64 - 1)],
@@ -366,6 +374,12 @@ class TestReadRows:
     def test_what_is_no_selection(self, ds: Any, rows: Any) -> None:
         with pytest.raises((TypeError, IndexError)):
             ds.read_rows(rows)
+
+    def test_a_mask_with_missing_values(self, ds: Any) -> None:
+        mask = pd.array([None, *[True] * (N_OBS - 1)], dtype="boolean")
+        with pytest.raises(scdl.errors.RowIndexError, match=r"without missing values.*data\.where"):
+            ds.read_rows(mask)
+        np.testing.assert_array_equal(ds.read_rows(mask.fillna(False)).rows, np.arange(1, N_OBS))
 
     def test_large_batches(self, ds: Any) -> None:
         rows = np.random.default_rng(0).integers(0, N_OBS, 10_000)

@@ -130,6 +130,7 @@ def convert_each(
     dest = os.path.abspath(dest)
     registry.check_place(os.path.join(dest, "archive"))
     if not dry_run:
+        n_workers(workers)  # raises an error before the directory exists
         with refused_write(dest):
             os.makedirs(dest, exist_ok=True)
     # Use one backend for all archives, even if the name of a file has the suffix of another one.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from scdl.conversion.many.workers import InProcess, ProcessWorkers, ThreadWorkers, Workers
 from scdl.conversion.options import ConvertOptions, Settings, check_options
-from scdl.errors import OptionError
+from scdl.errors import ClusterError, OptionError
 from storage_backends import registry
 from storage_backends.compute import threads
 
@@ -49,12 +49,16 @@ def n_workers(workers: WorkersLike) -> int:
     ------
     OptionError
         `workers` is not a positive integer or a Dask client.
+    ClusterError
+        The Dask client is closed.
     """
     if workers is None:
         return threads.n_threads()
     if isinstance(workers, ProcessWorkers):
         return workers.n
     if hasattr(workers, "nthreads"):
+        if getattr(workers, "status", None) in ("closing", "closed"):
+            raise ClusterError("the Dask client in workers= is closed; connect a new one")
         cores: dict[str, int] = workers.nthreads()
         return max(1, sum(cores.values()))
     if not isinstance(workers, int) or workers < 1:

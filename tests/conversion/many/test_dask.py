@@ -143,3 +143,11 @@ def test_no_scheduler() -> None:
 
     with pytest.raises(ClusterError, match="nonsense://: there is no Dask scheduler"):
         connect("nonsense://")
+
+
+def test_a_closed_client(cluster: Any, files: Path, tmp_path: Path) -> None:
+    client = distributed.Client(cluster, set_as_default=False)
+    client.close()
+    with pytest.raises(ClusterError, match="client in workers= is closed"):
+        scdl.convert_directory(files, tmp_path / "out", workers=client)
+    assert not (tmp_path / "out").exists()
