@@ -312,6 +312,11 @@ def _unknown_format(path: str) -> str:
     if other_formats.is_hdf5(path):
         found = "an HDF5 file; if it is an h5ad file, convert it first"
         command = f"`scdl convert {path} DEST`"
+    elif os.path.isdir(path) and any(is_archive(os.path.join(path, n)) for n in os.listdir(path)):
+        return (
+            f"{path}: expected an archive, found a directory of archives; open it with scdl.open, "
+            f"or write one archive of them with `scdl flatten {path} DEST`"
+        )
     else:
         found = "another directory" if os.path.isdir(path) else "another file"
         found += "; convert an h5ad file"

@@ -122,6 +122,7 @@ class OpenedArchive(StoredCells):
         before.close()
 
     def __getstate__(self) -> dict[str, Any]:
+        self._store.check_current()  # the copy opens what is at the path
         state = {k: v for k, v in self.__dict__.items() if k not in _OPENED + _READ}
         return state | {"data_path": self._store.path}
 

@@ -244,6 +244,8 @@ def test_directories_that_are_no_source(place: Path) -> None:
     os.rename("x.scdl", "many/x.scdl")
     with pytest.raises(SourceError, match=r"a directory of archives.*flatten"):
         scdl.convert("many", "made")
+    with pytest.raises(ArchiveFormatError, match=r"a directory of archives.*scdl flatten many"):
+        scdl.SingleCellDataset("many")
     with pytest.raises(SourceError, match=r"a directory of h5ad files.*convert_directory"):
         scdl.convert(".", "made")
     for path, told in (

@@ -179,3 +179,14 @@ def test_loading_what_is_not_there_changes_nothing(place: Path, name: str) -> No
         cells.load("nothing")
     cells.cast_data_to_dtype("uint8")
     assert scdl.open(place / "d1" / name).data_dtype == np.uint8
+
+
+def test_a_replaced_archive_is_not_sent(place: Path, name: str) -> None:
+    cells = scdl.open(name)
+    view = cells.select_genes("union")
+    scdl.convert(place / "others" / "3.h5ad", name, replace=True)
+    assert set(cells.read_rows(slice(None)).data.tolist()) == {1}
+    for old in (cells, view):
+        with pytest.raises(ArchiveChangedError, match="open it again"):
+            pickle.dumps(old)
+    assert set(pickle.loads(pickle.dumps(scdl.open(name))).read_rows([0]).data.tolist()) <= {3}
