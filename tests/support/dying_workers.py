@@ -123,7 +123,7 @@ import sys
 import dask
 from distributed import LocalCluster
 dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
-with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
     print(cluster.scheduler_address, flush=True)
     sys.stdin.read()
 """

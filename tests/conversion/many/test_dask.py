@@ -41,7 +41,7 @@ def cluster(child_environment: dict[str, str]) -> Iterator[Any]:
     os.environ.update(paths)
     try:
         with distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as cluster:
             yield cluster
     finally:
