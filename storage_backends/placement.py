@@ -103,8 +103,8 @@ class Placed:
         """Raise ArchiveChangedError if the archive at the path is not the open one."""
         if not self.is_current:
             raise ArchiveChangedError(
-                f"{self.path}: the archive was changed, moved or replaced since it was opened; open "
-                "it again"
+                f"{self.path}: the archive was changed, moved or replaced since it was opened, and "
+                "the archive at this path was left unchanged; open it again"
             )
 
     @classmethod
