@@ -307,12 +307,20 @@ def detect(path: str | os.PathLike[str]) -> Backend:
     raise ArchiveNotFoundError(_not_found(path))
 
 
+def _has_archives(path: str) -> bool:
+    """Whether a path is a directory of archives, as far as it can be read."""
+    try:
+        return any(is_archive(os.path.join(path, name)) for name in os.listdir(path))
+    except OSError:
+        return False
+
+
 def _unknown_format(path: str) -> str:
     """Message for a path that is not an archive."""
     if other_formats.is_hdf5(path):
         found = "an HDF5 file; if it is an h5ad file, convert it first"
         command = f"`scdl convert {path} DEST`"
-    elif os.path.isdir(path) and any(is_archive(os.path.join(path, n)) for n in os.listdir(path)):
+    elif _has_archives(path):
         return (
             f"{path}: expected an archive, found a directory of archives; open it with scdl.open, "
             f"or write one archive of them with `scdl flatten {path} DEST`"

@@ -510,3 +510,11 @@ def test_ends_of_names() -> None:
         "a.b/": ".b",
     }.items():
         assert other_formats.suffix_of(path) == suffix
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anywhere")
+def test_a_directory_that_cannot_be_read(place: Path) -> None:
+    closed = place / "closed"
+    closed.mkdir(mode=0)
+    with pytest.raises(ArchiveFormatError, match="another directory"):
+        scdl.SingleCellDataset(closed)
